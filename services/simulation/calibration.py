@@ -1,0 +1,237 @@
+"""Calibration: from the simulator's scale, 0 to 10, to a component's real activations.
+
+A fitted calibration is data: immutable, comparable, storable, and applied anywhere with the same
+result. There are three kinds:
+
+- none: the identity
+- linear: ordinary least squares, true = slope * simulated + intercept (scikit-learn); a constant
+  simulation gives slope 0 and the mean
+- percentile: linear interpolation from the sorted simulated to the sorted true activations of the
+  calibration sequences (`numpy.interp`), clamped outside; where simulated values tie, the largest
+  true value of the tie is taken
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LinearRegression
+
+from services.simulation.errors import (
+    InvalidInput,
+    as_vector,
+    require_finite,
+    require_same_length,
+)
+
+FloatArray = NDArray[np.float64]
+
+
+class CalibrationKind(StrEnum):
+    """How simulated activations are mapped to real ones; the names of the configuration."""
+
+    NONE = "none"
+    LINEAR = "linear"
+    PERCENTILE = "percentile"
+
+
+class Calibration(Protocol):
+    """A fitted calibration."""
+
+    @property
+    def kind(self) -> CalibrationKind:
+        """Which of the three kinds it is."""
+        ...
+
+    def apply(self, values: ArrayLike) -> FloatArray:
+        """Map simulated activations [n] to the component's units [n]; empty in, empty out.
+
+        NaN stays NaN (a token without a distribution has no activation), infinity is refused.
+
+        Raises:
+            InvalidInput: something is infinite or isn't a number, or the result is too large for
+                a double.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class NoCalibration:
+    """The identity."""
+
+    @property
+    def kind(self) -> CalibrationKind:
+        return CalibrationKind.NONE
+
+    def apply(self, values: ArrayLike) -> FloatArray:
+        return _operand(values).copy()
+
+
+@dataclass(frozen=True)
+class LinearCalibration:
+    """slope * value + intercept, in the component's units."""
+
+    slope: float
+    intercept: float
+
+    def __post_init__(self) -> None:
+        require_finite(as_vector([self.slope], "slope"), "slope")
+        require_finite(as_vector([self.intercept], "intercept"), "intercept")
+
+    @property
+    def kind(self) -> CalibrationKind:
+        return CalibrationKind.LINEAR
+
+    def apply(self, values: ArrayLike) -> FloatArray:
+        operand = _operand(values)
+        with np.errstate(over="ignore"):
+            result = operand * self.slope + self.intercept
+        return _in_range(result, operand)
+
+
+@dataclass(frozen=True, eq=False)
+class PercentileCalibration:
+    """Interpolation through the points (`simulated` [n], `true` [n]), both ascending, n >= 1."""
+
+    simulated: FloatArray
+    true: FloatArray
+
+    def __post_init__(self) -> None:
+        for field in ("simulated", "true"):
+            points = as_vector(getattr(self, field), field).copy()
+            require_finite(points, field)
+            if not len(points):
+                raise InvalidInput(f"{field} has no points; one is needed", field=field)
+            if (points[1:] < points[:-1]).any():
+                raise InvalidInput(f"{field} must be in ascending order", field=field)
+            points.flags.writeable = False
+            object.__setattr__(self, field, points)
+        require_same_length(len(self.simulated), "simulated", len(self.true), "true")
+
+    @property
+    def kind(self) -> CalibrationKind:
+        return CalibrationKind.PERCENTILE
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PercentileCalibration)
+            and np.array_equal(self.simulated, other.simulated)
+            and np.array_equal(self.true, other.true)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.simulated.tobytes(), self.true.tobytes()))
+
+    def apply(self, values: ArrayLike) -> FloatArray:
+        operand = _operand(values)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = np.interp(operand, self.simulated, self.true)
+        # One point alone would answer NaN with its own value.
+        result[np.isnan(operand)] = np.nan
+        return _in_range(result, operand)
+
+
+class SimulatedActivations(Protocol):
+    """What a calibration is fitted from: a simulation of one sequence."""
+
+    @property
+    def expected_activations(self) -> Sequence[float] | FloatArray: ...
+
+
+class TrueActivations(Protocol):
+    """What a calibration is fitted to: a recorded sequence."""
+
+    @property
+    def activations(self) -> Sequence[float] | FloatArray: ...
+
+
+def fit_calibration(
+    kind: CalibrationKind, simulated_activations: ArrayLike, true_activations: ArrayLike
+) -> Calibration:
+    """Fit to the calibration sequences, concatenated: two vectors [tokens].
+
+    Raises:
+        InvalidInput: the lengths differ, there are no tokens (but for kind none, which needs
+            none), or something isn't a finite number.
+    """
+    if kind is CalibrationKind.NONE:
+        return NoCalibration()
+    simulated = as_vector(simulated_activations, "simulated_activations")
+    true = as_vector(true_activations, "true_activations")
+    require_same_length(len(true), "true_activations", len(simulated), "simulated_activations")
+    if not len(true):
+        raise InvalidInput(
+            f"a {kind} calibration can't be fitted to no tokens",
+            field="true_activations",
+            reason="NO_CALIBRATION_TOKENS",
+        )
+    require_finite(simulated, "simulated_activations")
+    require_finite(true, "true_activations")
+    if kind is CalibrationKind.LINEAR:
+        return _fit_linear(simulated, true)
+    return _fit_percentile(simulated, true)
+
+
+def _fit_linear(simulated: FloatArray, true: FloatArray) -> LinearCalibration:
+    if simulated.min() == simulated.max():
+        # Asked plainly: equal values needn't equal their rounded mean, and would get a slope.
+        return LinearCalibration(0.0, float(np.clip(np.mean(true), true.min(), true.max())))
+    # Least squares squares its input: bring both sides near 1 where squares would leave the range.
+    scale_s, scale_t = _scale(simulated), _scale(true)
+    regression = LinearRegression()
+    with np.errstate(over="ignore", invalid="ignore"):
+        regression.fit((simulated / scale_s).reshape(-1, 1), true / scale_t)
+        slope = float(regression.coef_[0]) / scale_s * scale_t
+        intercept = float(regression.intercept_) * scale_t
+    if not np.isfinite([slope, intercept]).all():
+        raise InvalidInput(
+            "a line through these activations has a slope that no double can hold",
+            field="simulated_activations",
+            reason="OUT_OF_RANGE",
+        )
+    return LinearCalibration(slope, intercept)
+
+
+def _scale(values: FloatArray) -> float:
+    largest = float(np.max(np.abs(values)))
+    return 1.0 if largest == 0 or 1e-100 < largest < 1e100 else largest
+
+
+def _fit_percentile(simulated: FloatArray, true: FloatArray) -> PercentileCalibration:
+    points, targets = np.sort(simulated), np.sort(true)
+    # Interpolation reads only the first and the last point of a tie, so the others can go.
+    same_before = np.concatenate(([False], points[1:] == points[:-1]))
+    same_after = np.concatenate((points[:-1] == points[1:], [False]))
+    kept = ~(same_before & same_after)
+    return PercentileCalibration(points[kept], targets[kept])
+
+
+def _in_range(result: FloatArray, operand: FloatArray) -> FloatArray:
+    lost = ~np.isfinite(result) & ~np.isnan(operand)
+    if lost.any():
+        position = int(np.flatnonzero(lost)[0])
+        raise InvalidInput(
+            f"values[{position}] is {operand[position]:g}: what this calibration maps it to is too "
+            "large for a double",
+            field=f"values[{position}]",
+            reason="OUT_OF_RANGE",
+        )
+    return result
+
+
+def _operand(values: ArrayLike) -> FloatArray:
+    operand = as_vector(values, "values")
+    infinite = np.isinf(operand)
+    if infinite.any():
+        position = int(np.flatnonzero(infinite)[0])
+        raise InvalidInput(
+            f"values[{position}] is {operand[position]}; finite numbers are needed",
+            field=f"values[{position}]",
+            reason="NON_FINITE_NUMBER",
+        )
+    return operand
