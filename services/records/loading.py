@@ -1,0 +1,111 @@
+"""From the content of a record file to what a request asks of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from services.records.components import Component, View
+from services.records.sequences import (
+    Samples,
+    TokenPairSequences,
+    TokenSequences,
+    token_pair_sequences,
+    token_sequences,
+)
+from shared.formats.decoding import decode_neuron_record
+from shared.formats.records import NeuronRecord
+
+_Sequences = TypeVar("_Sequences", TokenSequences, TokenPairSequences)
+
+# Top and random sequences; samples by quantile are scaled by these too.
+_NUM_SCALING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Moments of the activations; None where one is unknown or not finite."""
+
+    mean: float | None
+    variance: float | None
+    skewness: float | None
+    kurtosis: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Generic[_Sequences]):
+    """A component's record as columns.
+
+    `dataset` is the path that answered, as configured or requested. `max_activation` is the
+    largest finite activation of the top sequences, 0 where there is none. What was not asked for
+    is empty or None.
+    """
+
+    dataset: str
+    component: Component
+    max_activation: float
+    top: _Sequences
+    random: _Sequences
+    quantiles: list[_Sequences]
+    quantile_boundaries: list[float]
+    moments: Moments | None
+
+
+def token_record(
+    data: bytes, dataset: str, component: Component, view: View, source: str
+) -> Record[TokenSequences]:
+    """The record in `data`, a file's content, by token; errors name the file `source`."""
+    stored = decode_neuron_record(data, source)
+    columns, maximum = token_sequences(_groups(stored, view), _NUM_SCALING, source)
+    return _record(stored, columns, maximum, dataset, component, view)
+
+
+def token_pair_record(
+    data: bytes, dataset: str, component: Component, view: View, source: str
+) -> Record[TokenPairSequences]:
+    """The record in `data`, a file's content, by token pair; errors name the file `source`."""
+    stored = decode_neuron_record(data, source)
+    columns, maximum = token_pair_sequences(_groups(stored, view), _NUM_SCALING, source)
+    return _record(stored, columns, maximum, dataset, component, view)
+
+
+def _groups(stored: NeuronRecord, view: View) -> list[Samples]:
+    groups = [
+        Samples(stored.most_positive_activation_records, "most_positive_activation_records"),
+        Samples(stored.random_sample, "random_sample"),
+    ]
+    if view.quantile_samples:
+        groups += [
+            Samples(records, f"random_sample_by_quantile[{position}]")
+            for position, records in enumerate(stored.random_sample_by_quantile or [])
+        ]
+    return groups
+
+
+def _record(
+    stored: NeuronRecord,
+    columns: list[_Sequences],
+    maximum: float,
+    dataset: str,
+    component: Component,
+    view: View,
+) -> Record[_Sequences]:
+    moments = None
+    if view.moments:
+        moments = Moments(
+            *(
+                value if value is not None and math.isfinite(value) else None
+                for value in (stored.mean, stored.variance, stored.skewness, stored.kurtosis)
+            )
+        )
+    return Record(
+        dataset=dataset,
+        component=component,
+        max_activation=maximum,
+        top=columns[0],
+        random=columns[1],
+        quantiles=columns[_NUM_SCALING:],
+        quantile_boundaries=(stored.quantile_boundaries or []) if view.quantile_samples else [],
+        moments=moments,
+    )
