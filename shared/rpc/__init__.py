@@ -1,0 +1,1 @@
+"""Servers and channels: one place builds each."""

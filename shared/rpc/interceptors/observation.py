@@ -1,0 +1,77 @@
+"""Measures and logs every call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from prometheus_client import Gauge, Histogram
+
+from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+
+_SECONDS = Histogram(
+    "neuropil_rpc_seconds",
+    "Duration of calls",
+    ("service", "method", "code"),
+    buckets=(
+        0.0005,
+        0.001,
+        0.0025,
+        0.005,
+        0.01,
+        0.025,
+        0.05,
+        0.1,
+        0.25,
+        0.5,
+        1,
+        2.5,
+        5,
+        10,
+        30,
+        60,
+    ),
+)
+_RUNNING = Gauge("neuropil_rpc_running", "Calls that run now", ("service", "method"))
+
+_log = structlog.get_logger("neuropil.calls")
+
+
+class ObservationInterceptor(AroundInterceptor):
+    """Outermost but for the call's id: sees the status that the caller gets."""
+
+    @asynccontextmanager
+    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+        """Time the call, and log how it ended."""
+        _, service, name = method.split("/")
+        running = _RUNNING.labels(service, name)
+        running.inc()
+        started = time.perf_counter()
+        code = "OK"
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
+        except BaseException:
+            code = _code_name(context)
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            running.dec()
+            _SECONDS.labels(service, name, code).observe(seconds)
+            log = _log.debug if code == "OK" else _log.info
+            log("call", service=service, method=name, code=code, seconds=round(seconds, 6))
+
+
+def _code_name(context: Context) -> str:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    names = {status.value[0]: status.name for status in grpc.StatusCode}
+    return names.get(code, "UNKNOWN") if isinstance(code, int) else "UNKNOWN"

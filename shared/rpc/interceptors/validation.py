@@ -1,0 +1,49 @@
+"""Checks every request against the limits that the contract declares."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import protovalidate
+from protovalidate import Violation
+
+from shared.errors import InvalidArgument
+from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+
+
+class ValidationInterceptor(AroundInterceptor):
+    """Refuses a request that breaks a rule, naming the field and the rule."""
+
+    def __init__(self) -> None:
+        self._validator = protovalidate.Validator()
+
+    @asynccontextmanager
+    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+        """Check the request before the call."""
+        violations = self._validator.collect_violations(request, fail_fast=True)
+        if violations:
+            raise _explain(violations[0])
+        yield
+
+
+def _explain(violation: Violation) -> InvalidArgument:
+    field = field_path(violation)
+    rule = violation.proto.message or "breaks a rule of the contract"
+    return InvalidArgument(f"{field or 'the request'}: {rule}", field=field)
+
+
+def field_path(violation: Violation) -> str:
+    """The field at fault as ``outer.inner[3]``."""
+    path = violation.proto.field
+    parts = []
+    for element in path.elements if path is not None else ():
+        name = element.field_name
+        subscript = element.subscript
+        if subscript is not None and subscript.field == "index":
+            name += f"[{subscript.value}]"
+        elif subscript is not None:
+            name += f"[{subscript.value!r}]"
+        parts.append(name)
+    return ".".join(parts)

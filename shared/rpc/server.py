@@ -1,0 +1,213 @@
+"""The one place that builds, runs and ends a gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+import uvloop
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from neuropil.channel import MEBIBYTE
+from shared.errors import ConfigurationError
+from shared.logs import configure_logs
+from shared.metrics import MetricsServer
+from shared.rpc.interceptors.admission import AdmissionInterceptor
+from shared.rpc.interceptors.deadlines import DeadlineInterceptor
+from shared.rpc.interceptors.errors import ErrorInterceptor
+from shared.rpc.interceptors.observation import ObservationInterceptor
+from shared.rpc.interceptors.request_ids import RequestIdInterceptor
+from shared.rpc.interceptors.validation import ValidationInterceptor
+from shared.settings import Limits
+
+DRAIN_SECONDS = 30.0
+"""How long running calls may go on after a server was told to end."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RpcService:
+    """A service of the contract and the object that serves it.
+
+    `servicer` has a coroutine method for each unary method, and an asynchronous generator method
+    for each streaming one, with the parameters (request, context). A method may give the
+    serialized reply as `bytes`, which goes to the wire as it is.
+    """
+
+    descriptor: ServiceDescriptor
+    servicer: object
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where a server listens and what it accepts."""
+
+    name: str
+    """Name of the service in logs and in the announcement, for example records."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: a free one."""
+    metrics_port: int | None = None
+    """None: no metrics; 0: a free one."""
+    limits: Limits = field(default_factory=Limits)
+    end_with_parent: bool = False
+    """Whether to end when standard input closes, as it does when the parent process dies."""
+
+
+def serialize_reply(reply: Any) -> bytes:
+    """The bytes of a reply; a reply that is bytes already is not touched."""
+    if isinstance(reply, bytes):
+        return reply
+    serialized: bytes = reply.SerializeToString()
+    return serialized
+
+
+def _generic_handler(service: RpcService) -> grpc.GenericRpcHandler:
+    def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        make = (
+            grpc.unary_stream_rpc_method_handler
+            if method.server_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        request_type = message_factory.GetMessageClass(method.input_type)
+        return make(
+            getattr(service.servicer, method.name),
+            request_deserializer=request_type.FromString,
+            response_serializer=serialize_reply,
+        )
+
+    return grpc.method_handlers_generic_handler(
+        service.descriptor.full_name,
+        {method.name: handler(method) for method in service.descriptor.methods},
+    )
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers calls."""
+
+    server: grpc.aio.Server
+    health: health.aio.HealthServicer
+    port: int
+
+    async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
+        """Report NOT_SERVING, refuse new calls, let running ones end, then stop."""
+        await self.health.enter_graceful_shutdown()
+        await self.server.stop(seconds)
+
+
+async def start_server(services: Sequence[RpcService], options: ServerOptions) -> RunningServer:
+    """Start a server with health, reflection, interceptors and limits.
+
+    Raises:
+        ConfigurationError: if the address can't be listened on.
+    """
+    limits = options.limits
+    size = limits.message_megabytes * MEBIBYTE
+    server = grpc.aio.server(
+        interceptors=[
+            RequestIdInterceptor(),
+            ObservationInterceptor(),
+            ErrorInterceptor(),
+            DeadlineInterceptor(limits.default_deadline_seconds),
+            AdmissionInterceptor(limits.queue),
+            ValidationInterceptor(),
+        ],
+        options=[
+            ("grpc.max_receive_message_length", size),
+            ("grpc.max_send_message_length", size),
+            # Without this two servers can listen on one port and share its calls unnoticed.
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+    server.add_generic_rpc_handlers([_generic_handler(service) for service in services])
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = [service.descriptor.full_name for service in services]
+    reflection.enable_server_reflection(
+        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+    )
+    try:
+        port = server.add_insecure_port(f"{options.host}:{options.port}")
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"services.{options.name}",
+            f"can't listen on {options.host}:{options.port}; is the port in use?",
+        ) from error
+    await server.start()
+    for name in ("", *names):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return RunningServer(server, health_servicer, port)
+
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Sequence[RpcService]]]
+"""Makes the services, with all that they need, and ends them."""
+
+
+def serve(lifespan: Lifespan, options: ServerOptions) -> None:
+    """Run a server until SIGTERM or SIGINT, then let running calls end.
+
+    Once it answers calls it prints ``serving NAME HOST:PORT`` to standard output.
+
+    Raises:
+        ConfigurationError: if it can't start as configured.
+    """
+    configure_logs(options.name)
+    uvloop.run(_serve(lifespan, options))
+
+
+async def _serve(lifespan: Lifespan, options: ServerOptions) -> None:
+    async with _stop_request(options.end_with_parent) as stop:
+        with contextlib.ExitStack() as stack:
+            if options.metrics_port is not None:
+                metrics = stack.enter_context(MetricsServer(options.host, options.metrics_port))
+                _log.info("metrics", address=f"{options.host}:{metrics.port}")
+            async with lifespan() as services:
+                running = await start_server(services, options)
+                address = f"{options.host}:{running.port}"
+                _log.info("serving", address=address)
+                print(f"serving {options.name} {address}", flush=True)
+                await stop.wait()
+                _log.info("draining")
+                await running.drain()
+    _log.info("ended")
+
+
+@asynccontextmanager
+async def _stop_request(end_with_parent: bool) -> AsyncIterator[asyncio.Event]:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    watcher = asyncio.create_task(_watch_parent(stop)) if end_with_parent else None
+    try:
+        yield stop
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+
+async def _watch_parent(stop: asyncio.Event) -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    while await reader.read(4096):
+        pass
+    stop.set()

@@ -1,0 +1,268 @@
+"""The shared server, through a socket and the generated stubs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import text_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from neuropil.channel import open_aio_channel
+from neuropil.common import v1 as common
+from neuropil.errors import NeuropilError, atranslated
+from neuropil.records import v1 as records
+from shared import errors
+from shared.rpc.channel import open_service_channel
+from shared.rpc.context import request_id, seconds_left
+from shared.rpc.interceptors.errors import INTERNAL_TEXT
+from shared.rpc.server import RpcService, RunningServer, ServerOptions, start_server
+from shared.settings import Limits
+
+SERVICE = records.DESCRIPTOR.services_by_name["RecordReader"]
+
+
+class Probe:
+    """A servicer each of whose answers shows one behaviour of the server around it."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.forward_to: records.RecordReaderStub | None = None
+
+    async def ListDatasets(self, request: Any, context: Any) -> Any:
+        return records.ListDatasetsResponse(
+            datasets=[
+                records.Dataset(short_name=request_id(), user_visible_name=str(seconds_left()))
+            ]
+        ).SerializeToString()
+
+    async def ListLayers(self, request: Any, context: Any) -> Any:
+        known = {
+            "invalid": errors.InvalidArgument("dataset.dataset: bad", field="dataset.dataset"),
+            "missing": errors.NotFound("no such record", metadata={"datasets": "a, b"}),
+            "corrupt": errors.DataLoss("0.json is corrupt", metadata={"file": "0.json"}),
+            "full": errors.ResourceExhausted("too much", retry_after_seconds=1.5),
+            "defect": ZeroDivisionError("a secret of ours"),
+        }
+        raise known[request.dataset.dataset]
+
+    async def ListComponents(self, request: Any, context: Any) -> Any:
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return records.ListComponentsResponse(component_indices=[1])
+
+    async def GetTokenRecord(self, request: Any, context: Any) -> Any:
+        assert self.forward_to is not None
+        answer = await self.forward_to.ListDatasets(records.ListDatasetsRequest())
+        return records.GetTokenRecordResponse(dataset=answer.datasets[0].short_name)
+
+    async def BatchGetRecords(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield records.BatchGetRecordsResponse(position=0)
+        raise errors.NotFound("the second is missing")
+
+    def __getattr__(self, name: str) -> Any:
+        async def unused(request: Any, context: Any) -> Any:
+            raise errors.Unimplemented(f"{name} is not served")
+
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return unused
+
+
+@pytest.fixture
+def probe() -> Probe:
+    return Probe()
+
+
+@pytest.fixture
+async def running(probe: Probe) -> AsyncIterator[RunningServer]:
+    options = ServerOptions("records", limits=Limits(queue=2, default_deadline_seconds=5))
+    server = await start_server([RpcService(SERVICE, probe)], options)
+    yield server
+    probe.release.set()
+    await server.drain(1)
+
+
+@pytest.fixture
+async def channel(running: RunningServer) -> AsyncIterator[grpc.aio.Channel]:
+    async with open_aio_channel(f"127.0.0.1:{running.port}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> records.RecordReaderStub:
+    return records.RecordReaderStub(channel)
+
+
+def layers_of(dataset: str) -> records.ListLayersRequest:
+    return records.ListLayersRequest(
+        dataset=records.DatasetId(
+            dataset=dataset, derived_scalar_type=common.DERIVED_SCALAR_TYPE_MLP_POST_ACT
+        )
+    )
+
+
+def components() -> records.ListComponentsRequest:
+    return records.ListComponentsRequest(dataset=layers_of("x").dataset)
+
+
+async def failure_of(call: Any) -> NeuropilError:
+    with pytest.raises(NeuropilError) as caught:
+        async with atranslated():
+            await call
+    return caught.value
+
+
+async def test_a_reply_of_bytes_goes_to_the_wire_as_it_is(stub: Any) -> None:
+    answer = await stub.ListDatasets(records.ListDatasetsRequest(), timeout=3)
+    assert len(answer.datasets) == 1
+    assert 0 < float(answer.datasets[0].user_visible_name) <= 3
+
+
+async def test_the_callers_request_id_is_kept_and_a_bad_one_replaced(stub: Any) -> None:
+    for sent, kept in (("abc-1.2", True), ("x" * 200, False), ("a b", False)):
+        answer = await stub.ListDatasets(
+            records.ListDatasetsRequest(), metadata=(("x-request-id", sent),)
+        )
+        assert (answer.datasets[0].short_name == sent) is kept
+        assert answer.datasets[0].short_name
+
+
+async def test_request_id_and_deadline_are_passed_on_to_the_next_service(
+    probe: Probe, running: RunningServer, stub: Any
+) -> None:
+    async with open_service_channel(f"127.0.0.1:{running.port}", message_megabytes=16) as onward:
+        probe.forward_to = records.RecordReaderStub(onward)
+        request = text_format.Parse(
+            'component {derived_scalar_type: DERIVED_SCALAR_TYPE_MLP_POST_ACT} datasets: "x"',
+            records.GetTokenRecordRequest(),
+        )
+        answer = await stub.GetTokenRecord(request, metadata=(("x-request-id", "one"),))
+    assert answer.dataset == "one"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "code", "reason", "field"),
+    [
+        ("invalid", "INVALID_ARGUMENT", "INVALID_ARGUMENT", "dataset.dataset"),
+        ("missing", "NOT_FOUND", "NOT_FOUND", ""),
+        ("corrupt", "DATA_LOSS", "CORRUPT_FILE", ""),
+        ("full", "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", ""),
+    ],
+)
+async def test_domain_errors_reach_the_client_with_details(
+    stub: Any, dataset: str, code: str, reason: str, field: str
+) -> None:
+    failure = await failure_of(stub.ListLayers(layers_of(dataset)))
+    assert (failure.code, failure.reason, failure.field) == (code, reason, field)
+    if dataset == "missing":
+        assert failure.metadata == {"datasets": "a, b"}
+    if dataset == "full":
+        assert failure.retry_after_seconds == 1.5
+
+
+async def test_a_defect_is_internal_and_keeps_its_text_to_itself(stub: Any) -> None:
+    failure = await failure_of(stub.ListLayers(layers_of("defect")))
+    assert (failure.code, failure.message) == ("INTERNAL", INTERNAL_TEXT)
+    assert "secret" not in str(failure)
+
+
+async def test_a_broken_rule_of_the_contract_names_the_field(stub: Any) -> None:
+    failure = await failure_of(stub.ListLayers(records.ListLayersRequest()))
+    assert (failure.code, failure.field) == ("INVALID_ARGUMENT", "dataset")
+    request = layers_of("x")
+    request.page_size = -1
+    failure = await failure_of(stub.ListLayers(request))
+    assert (failure.code, failure.field) == ("INVALID_ARGUMENT", "page_size")
+
+
+async def test_an_error_in_mid_stream_comes_after_what_was_sent(stub: Any) -> None:
+    request = records.BatchGetRecordsRequest(
+        datasets=["x"],
+        components=[
+            common.ComponentId(derived_scalar_type=common.DERIVED_SCALAR_TYPE_MLP_POST_ACT)
+        ],
+    )
+    received = []
+    with pytest.raises(NeuropilError, match="the second is missing"):
+        async with atranslated():
+            async for response in stub.BatchGetRecords(request):
+                received.append(response.position)
+    assert received == [0]
+
+
+async def test_a_call_ends_at_its_deadline_and_its_work_is_cancelled(
+    stub: Any, probe: Probe
+) -> None:
+    failure = await failure_of(stub.ListComponents(components(), timeout=0.2))
+    assert failure.code == "DEADLINE_EXCEEDED"
+    await asyncio.wait_for(probe.cancelled.wait(), 5)
+
+
+async def test_the_default_deadline_ends_a_call_that_brings_none(probe: Probe) -> None:
+    options = ServerOptions("records", limits=Limits(default_deadline_seconds=0.2))
+    server = await start_server([RpcService(SERVICE, probe)], options)
+    async with open_aio_channel(f"127.0.0.1:{server.port}") as opened:
+        failure = await failure_of(records.RecordReaderStub(opened).ListComponents(components()))
+    assert failure.code == "DEADLINE_EXCEEDED"
+    assert failure.metadata == {"deadline_seconds": "0.2"}
+    await server.drain(1)
+
+
+async def test_load_over_the_limit_is_shed_with_retry_information(stub: Any, probe: Probe) -> None:
+    waiting = [asyncio.ensure_future(stub.ListComponents(components())) for _ in range(2)]
+    await asyncio.sleep(0.2)
+    failure = await failure_of(stub.ListComponents(components()))
+    assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    assert failure.retry_after_seconds == 1
+    probe.release.set()
+    assert [list((await call).component_indices) for call in waiting] == [[1], [1]]
+
+
+async def test_drain_lets_running_calls_end_and_reports_not_serving(
+    running: RunningServer, channel: grpc.aio.Channel, stub: Any, probe: Probe
+) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    check = health_pb2.HealthCheckRequest(service=SERVICE.full_name)
+    assert (await health.Check(check)).status == health_pb2.HealthCheckResponse.SERVING
+    call = asyncio.ensure_future(stub.ListComponents(components()))
+    await asyncio.sleep(0.1)
+    drained = asyncio.ensure_future(running.drain(10))
+    await asyncio.sleep(0.1)
+    assert not drained.done()
+    probe.release.set()
+    assert list((await call).component_indices) == [1]
+    await asyncio.wait_for(drained, 5)
+    async with open_aio_channel(f"127.0.0.1:{running.port}") as late:
+        failure = await failure_of(
+            records.RecordReaderStub(late).ListDatasets(records.ListDatasetsRequest(), timeout=2)
+        )
+    assert failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+
+
+async def test_reflection_lists_the_service(channel: grpc.aio.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+    async def ask() -> AsyncIterator[Any]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+    async for answer in stub.ServerReflectionInfo(ask()):
+        names = {service.name for service in answer.list_services_response.service}
+        assert {SERVICE.full_name, "grpc.health.v1.Health"} <= names
+        break
+
+
+async def test_a_port_in_use_is_a_configuration_error(running: RunningServer, probe: Probe) -> None:
+    with pytest.raises(errors.ConfigurationError, match="in use"):
+        await start_server(
+            [RpcService(SERVICE, probe)], ServerOptions("records", port=running.port)
+        )
