@@ -1,0 +1,39 @@
+"""Neuropil: records, derived scalars and simulation of the parts of language models.
+
+>>> import neuropil
+>>> with neuropil.connect() as client:
+...     record = client.records.token_record("mlp_post_act", 0, 3, datasets=["demo"])
+"""
+
+from neuropil._records import (
+    Explanation,
+    TokenPairRecord,
+    TokenPairSequence,
+    TokenRecord,
+    TokenSequence,
+)
+from neuropil._scalars import Ablation, DerivedScalars, Loss, Node
+from neuropil._simulation import ScoredExplanation, ScoredSequence, Simulation
+from neuropil.client import Client, connect
+from neuropil.errors import NeuropilError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ablation",
+    "Client",
+    "DerivedScalars",
+    "Explanation",
+    "Loss",
+    "NeuropilError",
+    "Node",
+    "ScoredExplanation",
+    "ScoredSequence",
+    "Simulation",
+    "TokenPairRecord",
+    "TokenPairSequence",
+    "TokenRecord",
+    "TokenSequence",
+    "__version__",
+    "connect",
+]

@@ -1,0 +1,65 @@
+"""A typed client of Neuropil's services, for scripts and notebooks."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from neuropil._records import RecordsClient
+from neuropil._scalars import ScalarsClient
+from neuropil._simulation import SimulationClient
+from neuropil.channel import DEFAULT_MESSAGE_BYTES, open_channel
+from neuropil.records.v1 import RecordReaderStub
+from neuropil.scalars.v1 import DerivedScalarsStub
+from neuropil.simulation.v1 import SimulationStub
+
+
+class Client:
+    """Connections to the three services; use it as a context manager, or close it.
+
+    Connecting happens at the first call. A call that takes longer than `timeout` seconds fails
+    with DEADLINE_EXCEEDED; a service that can't be reached is tried again within that time.
+    Every failure is a `neuropil.NeuropilError`.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: str = "127.0.0.1:50051",
+        scalars: str = "127.0.0.1:50052",
+        simulation: str = "127.0.0.1:50053",
+        timeout: float = 60.0,
+        message_bytes: int = DEFAULT_MESSAGE_BYTES,
+    ) -> None:
+        if not timeout > 0:
+            raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+        self._channels = [
+            open_channel(address, message_bytes=message_bytes)
+            for address in (records, scalars, simulation)
+        ]
+        self.records = RecordsClient(RecordReaderStub(self._channels[0]), timeout)
+        """Records and explanations."""
+        self.scalars = ScalarsClient(DerivedScalarsStub(self._channels[1]), timeout)
+        """Derived scalars."""
+        self.simulation = SimulationClient(SimulationStub(self._channels[2]), timeout)
+        """Simulation, calibration and scoring."""
+
+    def close(self) -> None:
+        """Close the connections; running calls fail with CANCELLED."""
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+connect = Client
+"""`neuropil.connect(...)` reads better than `neuropil.Client(...)`; they are the same."""
