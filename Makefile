@@ -1,0 +1,90 @@
+# Everything that is done with this project, one target a habit. `make help` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/setup-stamp
+TESTS ?= tests
+# Numbers of a test run must not depend on how many cores happen to be free.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
+	  awk -F '\t' '{printf "  make %-22s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv and install everything; quick when nothing changed
+
+$(STAMP): constraints.txt pyproject.toml clients/python/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+	  --editable clients/python --editable '.[all,dev]'
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Do the main job end to end on the demo deployment; writes report/
+	$(BIN)/neuropil demo
+
+.PHONY: up
+up: setup ## Run everything on the demo deployment until Ctrl-C
+	$(BIN)/neuropil up --config data/demo/deployment.yaml
+
+.PHONY: test
+test: setup lint types ## Lint, type check and all tests that this machine allows
+	$(BIN)/python -m pytest $(TESTS)
+
+.PHONY: test-without-torch
+test-without-torch: ## The tests of records, gateway and client where torch is not installed
+	$(PYTHON) -m venv .venv-without-torch
+	.venv-without-torch/bin/pip install --quiet --constraint constraints.txt \
+	  --editable clients/python --editable '.[records,gateway,launcher,testing]'
+	.venv-without-torch/bin/python -m pytest $(TESTS) -m 'not torch'
+
+.PHONY: lint
+lint: setup ## Check style, the contract's style, and that the contract breaks no client
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code --path neuropil
+	cd protos && ../$(BIN)/buf build --output - | \
+	  ../$(BIN)/buf breaking -#format=binpb --against image.binpb
+
+.PHONY: types
+types: setup ## Type check shared/, services/ and clients/
+	$(BIN)/mypy
+
+.PHONY: format
+format: setup ## Format code and contract
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	cd protos && ../$(BIN)/buf format --write --path neuropil
+
+.PHONY: protos
+protos: setup ## Generate the stubs from the contract
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py
+
+.PHONY: protos-image
+protos-image: setup ## Record the contract as released: what later changes may not break
+	cd protos && ../$(BIN)/buf build --output image.binpb
+
+.PHONY: docs
+docs: setup ## Generate the pages that are made from code
+	$(BIN)/python -m services.scalars.catalogue
+
+.PHONY: demo-data
+demo-data: setup ## Make data/demo again: text, tokenizer, model, autoencoders, records
+	$(BIN)/python -m data.recipe
+
+.PHONY: bench
+bench: setup ## Measure speed as ratios within one run
+	$(BIN)/python -m tests.load.bench
+
+.PHONY: clean
+clean: ## Remove everything that make made, but not report/
+	rm -rf .venv .venv-without-torch .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""What tests find and need on a machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+REQUIRE_ALL = os.environ.get("NEUROPIL_REQUIRE_ALL_TESTS") == "1"
+"""Whether a test that the machine does not allow fails, as it must in continuous integration."""
+
+
+def leave_out(reason: str) -> None:
+    """Leave a test out, loudly; where nothing may be left out, fail it."""
+    if REQUIRE_ALL:
+        pytest.fail(f"may not be left out here: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the reference implementation's inputs and outputs."""
+    folder = Path(os.environ.get("NEUROPIL_GOLDEN") or REPOSITORY.parent / "shared" / "golden")
+    if not (folder / "SHA256SUMS").is_file():
+        leave_out(f"THE GOLDEN DATA IS MISSING: no {folder}; set NEUROPIL_GOLDEN to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the browser."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        leave_out("NO BROWSER: install chromium to test what a person sees")
+    return str(found)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs torch, so that it can be left out where torch isn't installed."""
+    for item in items:
+        path = item.path.relative_to(REPOSITORY).as_posix()
+        if any(part in path for part in NEEDS_TORCH):
+            item.add_marker(pytest.mark.torch)
+
+
+NEEDS_TORCH = ("test_scalars_", "test_simulation_", "test_demo_", "test_collate_")
+"""Beginnings of the names of test files whose subjects compute."""
+
+if find_spec("torch") is None:
+    # Their imports alone would fail.
+    collect_ignore_glob = [f"*/{name}*" for name in NEEDS_TORCH]
