@@ -1,0 +1,102 @@
+"""Overwriting activations and gradients: checking what a request asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.scalars.deriving.indexing import ActivationIndex, python_index
+from services.scalars.model.locations import ModelShape, PassType
+from services.scalars.model.taps import Overwrite, RawTensorId
+from shared.errors import InvalidArgument, Unimplemented
+
+
+@dataclass(frozen=True)
+class AblationSpec:
+    """Elements of an activation or gradient, and the value that they are set to."""
+
+    index: ActivationIndex
+    value: float
+
+
+def resolve_ablations(
+    specs: Sequence[AblationSpec],
+    shape: ModelShape,
+    n_tokens: int,
+    *,
+    backward: bool,
+    field: str,
+) -> tuple[Overwrite, ...]:
+    """Checks ablations against the model and the prompt.
+
+    Raises InvalidArgument that names the field (`ablations[0].index.layer_index` after the prefix
+    `field`) for a layer or index out of range, a wrong number of indices, a value that is not
+    finite, or a gradient to overwrite where there is no backward pass; Unimplemented for a place
+    that only exists with an autoencoder.
+    """
+    return tuple(
+        _resolve(spec, shape, n_tokens, backward, f"{field}[{position}]")
+        for position, spec in enumerate(specs)
+    )
+
+
+def _resolve(
+    spec: AblationSpec, shape: ModelShape, n_tokens: int, backward: bool, field: str
+) -> Overwrite:
+    index = spec.index
+    location = index.activation_location_type
+    if not math.isfinite(spec.value):
+        raise InvalidArgument(
+            f"the value {spec.value} is not a finite number", field=f"{field}.value"
+        )
+    if not location.exists_by_default:
+        raise Unimplemented(
+            f"{location.value} exists only with an autoencoder, which is not served yet",
+            field=f"{field}.index.location_type",
+        )
+    check_layer(index.layer_index, location.value, location.has_layers, shape, f"{field}.index")
+    if index.pass_type is PassType.BACKWARD and not backward:
+        raise InvalidArgument(
+            "a gradient can't be overwritten without a backward pass; give a loss",
+            field=f"{field}.index.pass_type",
+            reason="LOSS_NEEDED",
+        )
+    sizes = shape.sizes(location.dimensions, n_tokens)
+    if len(index.tensor_indices) != len(sizes):
+        raise InvalidArgument(
+            f"{location.value} has {len(sizes)} dimensions "
+            f"({', '.join(d.value for d in location.dimensions)}), "
+            f"but {len(index.tensor_indices)} indices are given",
+            field=f"{field}.index.tensor_indices",
+        )
+    for axis, (each, size) in enumerate(zip(index.tensor_indices, sizes, strict=True)):
+        if each is not None and not 0 <= each < size:
+            raise InvalidArgument(
+                f"index {each} is not in {location.dimensions[axis].value}, which has {size}",
+                field=f"{field}.index.tensor_indices[{axis}]",
+            )
+    return Overwrite(
+        RawTensorId(location, index.layer_index, index.pass_type),
+        python_index(index.tensor_indices),
+        float(spec.value),
+    )
+
+
+def check_layer(
+    layer: int | None, name: str, has_layers: bool, shape: ModelShape, field: str
+) -> None:
+    """Refuses a layer that the model lacks, one that is missing, or one that makes no sense."""
+    if not has_layers:
+        if layer is not None:
+            raise InvalidArgument(
+                f"{name} has no layers; leave the layer index out", field=f"{field}.layer_index"
+            )
+        return
+    if layer is None:
+        raise InvalidArgument(f"{name} needs a layer index", field=f"{field}.layer_index")
+    if not 0 <= layer < shape.layers:
+        raise InvalidArgument(
+            f"layer {layer} does not exist; the model has layers 0 to {shape.layers - 1}",
+            field=f"{field}.layer_index",
+        )

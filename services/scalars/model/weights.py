@@ -1,0 +1,61 @@
+"""Weights through which nodes write to the residual stream, and what is precomputed from them.
+
+A node's write vector is never multiplied out to find its length or its product with a direction:
+the lengths of MLP rows are computed once, and the length of a head's write follows from a small
+triangular factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class WriteWeights:
+    """Output weights of all layers, and the way from the residual stream to the logits.
+
+    `mlp[l]` has shape (F, D): row n is neuron n's write vector. `attn[l]` has shape (H, dh, D).
+    `unembedding` has shape (V, D), `final_norm_gain` (D,).
+    """
+
+    def __init__(
+        self,
+        *,
+        mlp: Sequence[Tensor],
+        attn: Sequence[Tensor],
+        unembedding: Tensor,
+        final_norm_gain: Tensor,
+    ) -> None:
+        self.mlp = tuple(mlp)
+        self.attn = tuple(attn)
+        self.unembedding = unembedding
+        self.final_norm_gain = final_norm_gain
+        self._mlp_norms: dict[int, Tensor] = {}
+        self._attn_factors: dict[int, Tensor] = {}
+
+    def mlp_norms(self, layer: int) -> Tensor:
+        """Length of every neuron's write vector, shape (F,)."""
+        if layer not in self._mlp_norms:
+            self._mlp_norms[layer] = self.mlp[layer].norm(dim=1)
+        return self._mlp_norms[layer]
+
+    def attn_factors(self, layer: int) -> Tensor:
+        """For every head the triangular R with W_O^T = Q R, shape (H, dh, dh).
+
+        As Q has orthonormal columns, the length of v W_O is that of R v: exact, without
+        cancellation, and without a vector of residual width for every token pair.
+        """
+        if layer not in self._attn_factors:
+            self._attn_factors[layer] = torch.linalg.qr(
+                self.attn[layer].transpose(1, 2), mode="r"
+            ).R
+        return self._attn_factors[layer]
+
+    def head_write_norms(self, layer: int, values: Tensor) -> Tensor:
+        """Length of each head's write for value vectors of shape (T, H, dh); shape (T, H)."""
+        lengths: Tensor = torch.einsum("hed,thd->the", self.attn_factors(layer), values).norm(
+            dim=-1
+        )
+        return lengths
