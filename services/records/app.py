@@ -1,0 +1,62 @@
+"""Puts the record service together from a deployment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from neuropil.channel import MEBIBYTE
+from neuropil.records import v1
+from services.records.blobs import Blobs
+from services.records.cache import ReplyCache
+from services.records.convert import encoders
+from services.records.datasets import DatasetRegistry
+from services.records.folders import is_remote
+from services.records.reading import RecordReader
+from services.records.service import RecordReaderService
+from services.records.shared_cache import SharedCache
+from services.records.writing import ExplanationWriter
+from shared.rpc.server import RpcService
+from shared.settings import Deployment
+
+SERVICE = v1.DESCRIPTOR.services_by_name["RecordReader"]
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcService]]:
+    """The record reader over the deployment's datasets and caches, closed at the end.
+
+    A dataset whose folder is missing is warned of: it may be mounted later.
+    """
+    _warn_of_missing_folders(deployment)
+    url = deployment.cache.url
+    if url is None:
+        _log.info("no_shared_cache", detail="cache.url is not set; replies are kept in memory only")
+    blobs = Blobs()
+    writer = ExplanationWriter()
+    reader = RecordReader(
+        DatasetRegistry(deployment.datasets, deployment.allowed_path_prefixes),
+        blobs,
+        ReplyCache(deployment.cache.memory_megabytes * MEBIBYTE, SharedCache(url) if url else None),
+        encoders(),
+        ttl_seconds=deployment.cache.ttl_seconds,
+        max_reply_bytes=deployment.limits.message_megabytes * MEBIBYTE,
+    )
+    try:
+        yield [RpcService(SERVICE, RecordReaderService(reader, writer))]
+    finally:
+        await reader.close()
+        writer.close()
+        blobs.close()
+
+
+def _warn_of_missing_folders(deployment: Deployment) -> None:
+    for dataset in deployment.datasets:
+        path = dataset.neuron_dataset_path
+        if not is_remote(path) and not Path(path).is_dir():
+            _log.warning("dataset_folder_missing", dataset=dataset.short_name, path=path)

@@ -1,0 +1,165 @@
+"""Reading files of datasets, local or on a blob store, without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, TypeVar
+
+import blobfile
+import structlog
+
+from services.records.datasets import PATH_NOT_ALLOWED
+from services.records.folders import Folder, is_within
+from shared.errors import InvalidArgument, ResourceExhausted, Unavailable
+from shared.formats.decoding import corrupt
+
+MAX_FILE_BYTES = 64 * 2**20
+NUM_THREADS = 32
+
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+
+_Result = TypeVar("_Result")
+_log = structlog.get_logger(__name__)
+
+
+class Blobs:
+    """Reads whole files and lists folders on a bounded pool of threads.
+
+    Missing files are None and missing folders empty. Other failures are errors that name the file
+    as its folder does: DataLoss where it is no file, ResourceExhausted where it has more than
+    `max_bytes`, InvalidArgument where a link leads out of the folder's root, and Unavailable where
+    the storage does not answer or refuses.
+    """
+
+    def __init__(self, *, max_bytes: int = MAX_FILE_BYTES, threads: int = NUM_THREADS) -> None:
+        self._max_bytes = max_bytes
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+
+    async def read(self, folder: Folder, relative: str) -> bytes | None:
+        """The content of the file at `relative` in the folder."""
+        read = self._read_remote if folder.remote else self._read_local
+        return await self._run(read, folder, relative)
+
+    async def folders(self, folder: Folder, relative: str = "") -> list[str]:
+        """Names of the folders at `relative` in the folder, in no particular order."""
+        return await self._run(self._list, folder, relative, True)
+
+    async def files(self, folder: Folder, relative: str = "") -> list[str] | None:
+        """Names of the files at `relative` in the folder; None where there is no such folder."""
+        return await self._run(self._list_files, folder, relative)
+
+    def close(self) -> None:
+        """End the threads; reads under way are finished."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    @cached_property
+    def _store(self) -> blobfile.Context:
+        # By default blobfile retries for ever and keeps access tokens on disk.
+        context: blobfile.Context = blobfile.create_context(
+            log_callback=lambda message: _log.warning("blob storage", detail=message),
+            connection_pool_max_size=NUM_THREADS,
+            retry_limit=3,
+            connect_timeout=5,
+            read_timeout=15,
+            save_access_token_to_disk=False,
+        )
+        return context
+
+    def _read_local(self, folder: Folder, relative: str) -> bytes | None:
+        name = folder.file_name(relative)
+        try:
+            path = local_path(folder, relative)
+            # Without O_NONBLOCK opening a pipe would wait for its writer.
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _MISSING:
+                return None
+            raise _unavailable(name, error) from error
+        with os.fdopen(handle, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise corrupt(name, "is no file")
+            self._check_size(name, status.st_size)
+            try:
+                return file.read(self._max_bytes + 1)
+            except OSError as error:
+                raise _unavailable(name, error) from error
+
+    def _read_remote(self, folder: Folder, relative: str) -> bytes | None:
+        name, path = folder.file_name(relative), f"{folder.path.rstrip('/')}/{relative}"
+        try:
+            size = self._store.stat(path).size
+            self._check_size(name, size)
+            with self._store.BlobFile(path, "rb", file_size=size) as file:
+                content: bytes = file.read()
+                return content
+        except FileNotFoundError:
+            return None
+        except IsADirectoryError as error:
+            raise corrupt(name, "is no file") from error
+        except (blobfile.Error, OSError) as error:
+            raise _unavailable(name, error) from error
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self._max_bytes:
+            raise ResourceExhausted(
+                f"{name} has {size} bytes; at most {self._max_bytes} are read.",
+                reason="FILE_TOO_LARGE",
+                metadata={"file": name, "bytes": str(size), "limit": str(self._max_bytes)},
+            )
+
+    def _list_files(self, folder: Folder, relative: str) -> list[str] | None:
+        try:
+            return self._entries(folder, relative, folders=False)
+        except FileNotFoundError:
+            return None
+
+    def _list(self, folder: Folder, relative: str, folders: bool) -> list[str]:
+        try:
+            return self._entries(folder, relative, folders)
+        except FileNotFoundError:
+            return []
+
+    def _entries(self, folder: Folder, relative: str, folders: bool) -> list[str]:
+        """Names of folders or files; FileNotFoundError where there is no such folder."""
+        try:
+            if folder.remote:
+                path = f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
+                found = self._store.scandir(path)
+                return [entry.name for entry in found if entry.is_dir == folders]
+            with os.scandir(local_path(folder, relative)) as entries:
+                return [entry.name for entry in entries if entry.is_dir() == folders]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(relative) from error
+        except (blobfile.Error, OSError) as error:
+            raise _unavailable(folder.file_name(relative), error) from error
+
+
+def local_path(folder: Folder, relative: str) -> str:
+    """The real path of a local file; InvalidArgument where it is not within the folder's root."""
+    path = os.path.realpath(os.path.join(folder.path, relative))
+    if not is_within(path, os.path.realpath(folder.root)):
+        raise InvalidArgument(
+            f"{folder.file_name(relative)} may not be read: it is a link out of its dataset.",
+            reason=PATH_NOT_ALLOWED,
+        )
+    return path
+
+
+def _unavailable(name: str, error: Exception) -> Unavailable:
+    # The operating system's text may hold the path that a link leads to.
+    cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return Unavailable(
+        f"{name} can't be read now: {cause}.",
+        reason="STORAGE_UNAVAILABLE",
+        metadata={"file": name},
+    )

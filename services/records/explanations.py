@@ -1,0 +1,101 @@
+"""The explanations of a component, from several explanation datasets side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.records.blobs import Blobs
+from services.records.components import Component
+from services.records.datasets import DatasetRegistry
+from services.records.folders import Folder
+from shared.errors import InvalidArgument, NeuropilError, NotFound
+from shared.formats.decoding import SimulationResults, decode_simulation_results
+
+EXACTLY_ONE = "Exactly one of explanation_datasets and neuron_dataset must be specified."
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A sentence on what makes a component active.
+
+    `score` is the preferred one, None where it is undefined. `dataset` is the explanation dataset
+    as configured or requested, `dataset_name` its last component as written.
+    """
+
+    text: str
+    score: float | None
+    dataset_name: str
+    dataset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a dataset's, or a component's, part of an answer is missing."""
+
+    code: str
+    reason: str
+    message: str
+    dataset: str
+
+    @classmethod
+    def of(cls, error: NeuropilError, dataset: str = "") -> Failure:
+        """What is said of an error that does not fail the whole request."""
+        return cls(error.code, error.reason, error.message, dataset)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where explanations are looked for, and what of that is not there at all."""
+
+    folders: list[Folder]
+    failures: list[Failure]
+
+
+def explanations_of(results: SimulationResults, folder: Folder) -> list[Explanation]:
+    """The explanations of one file, in its order."""
+    return [
+        Explanation(scored.explanation, scored.get_preferred_score(), folder.base_name, folder.name)
+        for scored in results.scored_explanations
+    ]
+
+
+def decode(data: bytes, component: Component, folder: Folder) -> SimulationResults:
+    """The content of a component's explanation file; DataLoss names file and field."""
+    return decode_simulation_results(data, folder.file_name(component.explanation_file))
+
+
+async def find_sources(
+    registry: DatasetRegistry,
+    blobs: Blobs,
+    component: Component,
+    *,
+    explanation_datasets: list[str],
+    neuron_dataset: str | None,
+) -> Sources:
+    """The folders that a request means: those it names, or all that a dataset of records has.
+
+    A dataset of records has the registered ones, in order, then the folders of its cached path by
+    name; there may be none. InvalidArgument unless exactly one of the two is given, and where a
+    path may not be read; NotFound where nothing that was named is known.
+    """
+    if bool(explanation_datasets) == (neuron_dataset is not None):
+        raise InvalidArgument(EXACTLY_ONE, field="source")
+    if neuron_dataset is None:
+        resolution = registry.explanation_folders(
+            explanation_datasets, "explanation_datasets.paths"
+        )
+        unknown = [
+            Failure.of(NotFound(f"No explanation dataset is called {name!r}."), name)
+            for name in resolution.unknown
+        ]
+        return Sources(resolution.folders, unknown)
+    dataset = registry.neuron_dataset(neuron_dataset, component.derived_scalar_type)
+    if dataset is None:
+        return Sources([], [])
+    folders = [Folder.trusted(path) for path in dataset.explanation_dataset_paths]
+    if dataset.cached_explanations_path is not None:
+        parent = Folder.trusted(dataset.cached_explanations_path)
+        for name in sorted(await blobs.folders(parent)):
+            path = parent.file_name(name)
+            folders.append(Folder(path=path, name=path, root=parent.path))
+    return Sources(folders, [])

@@ -1,0 +1,321 @@
+"""The record reader: records and explanations as serialized answers, through the caches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from services.records import explanations
+from services.records.blobs import Blobs
+from services.records.cache import ReplyCache
+from services.records.components import Component, View
+from services.records.datasets import DatasetRegistry
+from services.records.explanations import Explanation, Failure, Sources
+from services.records.folders import Folder
+from services.records.loading import Record, token_pair_record, token_record
+from services.records.sequences import TokenPairSequences, TokenSequences
+from shared.errors import DataLoss, InvalidArgument, NeuropilError, NotFound, ResourceExhausted
+from shared.formats.decoding import SimulationResults
+
+REPLY_FORMAT = 1
+"""Version of what is kept in the caches; another version is another key."""
+
+EXPLANATIONS_TTL_SECONDS = 60.0
+"""Explanations change while the service runs, and another process may have changed them."""
+
+# Parsing less than this takes about as long as handing it to a thread.
+_PARSE_INLINE_BYTES = 64 * 1024
+_BATCH_WINDOW = 32
+
+_Parsed = TypeVar("_Parsed")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """How answers are serialized. Serialized lists of explanations and failures may be joined."""
+
+    token_record: Callable[[Record[TokenSequences]], bytes]
+    token_pair_record: Callable[[Record[TokenPairSequences]], bytes]
+    explanations: Callable[[list[Explanation]], bytes]
+    failures: Callable[[list[Failure]], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """The serialized record of the component at `position` of a batch, or why there is none."""
+
+    position: int
+    by_token_pair: bool
+    outcome: bytes | Failure
+
+
+class RecordReader:
+    """Answers from the first of several datasets that has a component."""
+
+    def __init__(
+        self,
+        registry: DatasetRegistry,
+        blobs: Blobs,
+        cache: ReplyCache,
+        encoders: Encoders,
+        *,
+        ttl_seconds: float,
+        max_reply_bytes: int,
+    ) -> None:
+        self.registry = registry
+        self.blobs = blobs
+        self._cache = cache
+        self._encoders = encoders
+        self._ttl_seconds = ttl_seconds
+        self._max_reply_bytes = max_reply_bytes
+        # Parsing holds the interpreter's lock: more threads would only wait for one another and
+        # keep the event loop waiting.
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
+
+    async def token_record(
+        self, component: Component, datasets: Sequence[str], view: View
+    ) -> bytes:
+        """The serialized record by token.
+
+        NotFound where no dataset has it, or none is known; InvalidArgument where the derived
+        scalar type, or the file, is by token pair or a dataset may not be read; DataLoss where the
+        first dataset that has it is corrupt.
+        """
+        if component.by_token_pair:
+            raise InvalidArgument(
+                f"{component.derived_scalar_type} is by token pair, not by token.",
+                field="component.derived_scalar_type",
+            )
+        return await self._record(component, datasets, view)
+
+    async def token_pair_record(
+        self, component: Component, datasets: Sequence[str], view: View
+    ) -> bytes:
+        """The serialized record by token pair; raises as `token_record` does."""
+        if not component.by_token_pair:
+            raise InvalidArgument(
+                f"{component.derived_scalar_type} is by token, not by token pair.",
+                field="component.derived_scalar_type",
+            )
+        return await self._record(component, datasets, view)
+
+    async def batch(
+        self, components: Sequence[Component], datasets: Sequence[str], view: View
+    ) -> AsyncIterator[BatchItem]:
+        """The records of many components, in their order, each failure in its place.
+
+        Raises as `token_record` does where the datasets are wrong for every component.
+        """
+        first_folder = self._first_folders(components, datasets)
+        for start in range(0, len(components), _BATCH_WINDOW):
+            window = components[start : start + _BATCH_WINDOW]
+            keys = [
+                _record_key(component, folder, view)
+                for component in window
+                if (folder := first_folder.get(component.derived_scalar_type))
+            ]
+            absent = await self._cache.prefetch(keys, ttl_seconds=self._ttl_seconds)
+            tasks = [
+                asyncio.create_task(self._batch_item(position, component, datasets, view, absent))
+                for position, component in enumerate(window, start)
+            ]
+            try:
+                for task in tasks:
+                    yield await task
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    def _first_folders(
+        self, components: Sequence[Component], datasets: Sequence[str]
+    ) -> dict[str, Folder]:
+        """The folder that is tried first, by derived scalar type, for those that the names fit."""
+        folders: dict[str, Folder] = {}
+        failure: NeuropilError | None = None
+        for name in {component.derived_scalar_type for component in components}:
+            try:
+                folders[name] = self.registry.record_folders(datasets, name).folders[0]
+            except NeuropilError as error:
+                failure = error
+        if failure is not None and not folders:
+            raise failure
+        return folders
+
+    async def explanations(
+        self,
+        component: Component,
+        *,
+        explanation_datasets: list[str],
+        neuron_dataset: str | None,
+    ) -> bytes:
+        """The serialized explanations in the order of the datasets, and the failures.
+
+        Raises as `find_sources` does, and what failed where no dataset that has the component
+        could be read.
+        """
+        sources = await explanations.find_sources(
+            self.registry,
+            self.blobs,
+            component,
+            explanation_datasets=explanation_datasets,
+            neuron_dataset=neuron_dataset,
+        )
+        return await self._read_all(component, sources)
+
+    async def simulation_results(
+        self, component: Component, explanation_dataset: str
+    ) -> tuple[SimulationResults, Folder]:
+        """A component's full scored simulations; NotFound where there are none."""
+        folder = self.registry.explanation_folder(explanation_dataset)
+        data = await self.blobs.read(folder, component.explanation_file)
+        if data is None:
+            raise NotFound(
+                f"No explanations of {component} in {folder.name}.",
+                metadata={"datasets": folder.name},
+            )
+        results = await self._parse(len(data), lambda: explanations.decode(data, component, folder))
+        return results, folder
+
+    async def forget_explanations(self, component: Component, folder: Folder) -> None:
+        """Drop the explanations of a component that were changed, whatever the folder is called."""
+        names = {folder.name, folder.path}
+        for name in names:
+            await self._cache.forget(
+                _explanations_key(component, Folder(folder.path, name, folder.root))
+            )
+
+    async def close(self) -> None:
+        """End what runs, and close the caches."""
+        await self._cache.close()
+        self._parser.shutdown(wait=True, cancel_futures=True)
+
+    async def _record(
+        self,
+        component: Component,
+        datasets: Sequence[str],
+        view: View,
+        not_shared: frozenset[str] | set[str] = frozenset(),
+    ) -> bytes:
+        resolution = self.registry.record_folders(datasets, component.derived_scalar_type)
+        for folder in resolution.folders:
+            key = _record_key(component, folder, view)
+            reply = await self._cache.get(
+                key,
+                partial(self._load_record, component, folder, view),
+                ttl_seconds=self._ttl_seconds,
+                not_shared=key in not_shared,
+            )
+            if reply is not None:
+                return reply
+        tried = [folder.name for folder in resolution.folders]
+        unknown = f"; {', '.join(resolution.unknown)} not known" if resolution.unknown else ""
+        raise NotFound(
+            f"No record of {component} in {', '.join(tried)}{unknown}.",
+            reason="RECORD_NOT_FOUND",
+            metadata={"datasets": ", ".join([*tried, *resolution.unknown])},
+        )
+
+    async def _load_record(self, component: Component, folder: Folder, view: View) -> bytes | None:
+        data = await self.blobs.read(folder, component.record_file)
+        if data is None:
+            return None
+        source = folder.file_name(component.record_file)
+
+        def parse() -> bytes:
+            if component.by_token_pair:
+                pairs = token_pair_record(data, folder.name, component, view, source)
+                return self._encoders.token_pair_record(pairs)
+            tokens = token_record(data, folder.name, component, view, source)
+            return self._encoders.token_record(tokens)
+
+        reply = await self._parse(len(data), parse)
+        if len(reply) > self._max_reply_bytes:
+            raise ResourceExhausted(
+                f"The record {source} is {len(reply)} bytes as an answer; at most "
+                f"{self._max_reply_bytes} are sent.",
+                reason="REPLY_TOO_LARGE",
+                metadata={"bytes": str(len(reply)), "limit": str(self._max_reply_bytes)},
+            )
+        return reply
+
+    async def _batch_item(
+        self,
+        position: int,
+        component: Component,
+        datasets: Sequence[str],
+        view: View,
+        not_shared: set[str],
+    ) -> BatchItem:
+        try:
+            outcome: bytes | Failure = await self._record(component, datasets, view, not_shared)
+        except NeuropilError as error:
+            outcome = Failure.of(error)
+        return BatchItem(position, component.by_token_pair, outcome)
+
+    async def _read_all(self, component: Component, sources: Sources) -> bytes:
+        read = await asyncio.gather(
+            *(self._explanations(component, folder) for folder in sources.folders),
+            return_exceptions=True,
+        )
+        replies: list[bytes] = []
+        failures: list[Failure] = []
+        first: NeuropilError | None = None
+        for folder, outcome in zip(sources.folders, read, strict=True):
+            if isinstance(outcome, InvalidArgument):
+                raise outcome
+            if isinstance(outcome, NeuropilError):
+                failures.append(Failure.of(outcome, folder.name))
+                # A corrupt file stays so; what is only unavailable may be better next time.
+                if first is None or isinstance(outcome, DataLoss):
+                    first = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            elif outcome is not None:
+                replies.append(outcome)
+        if first is not None and not replies:
+            raise first
+        return b"".join([*replies, self._encoders.failures(failures + sources.failures)])
+
+    async def _explanations(self, component: Component, folder: Folder) -> bytes | None:
+        async def load() -> bytes | None:
+            data = await self.blobs.read(folder, component.explanation_file)
+            if data is None:
+                return None
+
+            def parse() -> bytes:
+                results = explanations.decode(data, component, folder)
+                return self._encoders.explanations(explanations.explanations_of(results, folder))
+
+            return await self._parse(len(data), parse)
+
+        return await self._cache.get(
+            _explanations_key(component, folder),
+            load,
+            ttl_seconds=min(EXPLANATIONS_TTL_SECONDS, self._ttl_seconds),
+        )
+
+    async def _parse(self, num_bytes: int, parse: Callable[[], _Parsed]) -> _Parsed:
+        if num_bytes <= _PARSE_INLINE_BYTES:
+            return parse()
+        return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
+
+
+def _record_key(component: Component, folder: Folder, view: View) -> str:
+    options = f"{'q' * view.quantile_samples}{'m' * view.moments}"
+    return _key(f"record-{options}", component, folder)
+
+
+def _explanations_key(component: Component, folder: Folder) -> str:
+    return _key("explanations", component, folder)
+
+
+def _key(kind: str, component: Component, folder: Folder) -> str:
+    # The folder's path belongs to it as well as its name: what a name means may be configured anew.
+    return (
+        f"neuropil:{kind}:{REPLY_FORMAT}:{component.derived_scalar_type}:{component.layer_index}:"
+        f"{component.component_index}:{folder.path}:{folder.name}"
+    )

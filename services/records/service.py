@@ -1,0 +1,129 @@
+"""The gRPC face of the record reader: it translates, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from neuropil.records import v1
+from services.records import listing
+from services.records.convert import (
+    batch_message,
+    component_of,
+    dataset_message,
+    scalar_type_of,
+    view_of,
+)
+from services.records.folders import Folder
+from services.records.reading import RecordReader
+from services.records.simulation_messages import result_messages, stored_simulation
+from services.records.writing import ExplanationWriter
+from shared.errors import Unimplemented
+from shared.formats.simulations import ScoredExplanation
+from shared.rpc.interceptors.wrapping import Context
+
+
+class RecordReaderService:
+    """Serves the contract's RecordReader; records and explanations go out as cached bytes."""
+
+    def __init__(self, reader: RecordReader, writer: ExplanationWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def ListDatasets(
+        self, request: v1.ListDatasetsRequest, context: Context
+    ) -> v1.ListDatasetsResponse:
+        """The configured datasets."""
+        datasets = self._reader.registry.datasets
+        return v1.ListDatasetsResponse(datasets=[dataset_message(each) for each in datasets])
+
+    async def ListLayers(
+        self, request: v1.ListLayersRequest, context: Context
+    ) -> v1.ListLayersResponse:
+        """A page of a dataset's layers."""
+        layers = await listing.layers(self._reader.blobs, self._folder(request.dataset))
+        page = listing.page(layers, request.page_size, request.page_token)
+        return v1.ListLayersResponse(
+            layer_indices=page.indices, next_page_token=page.next_page_token
+        )
+
+    async def ListComponents(
+        self, request: v1.ListComponentsRequest, context: Context
+    ) -> v1.ListComponentsResponse:
+        """A page of a layer's components."""
+        components = await listing.components(
+            self._reader.blobs, self._folder(request.dataset), request.layer_index, ".json"
+        )
+        page = listing.page(components, request.page_size, request.page_token)
+        return v1.ListComponentsResponse(
+            component_indices=page.indices, next_page_token=page.next_page_token
+        )
+
+    async def GetTokenRecord(self, request: v1.GetTokenRecordRequest, context: Context) -> bytes:
+        """A record by token."""
+        return await self._reader.token_record(
+            component_of(request.component), request.datasets, view_of(request.view)
+        )
+
+    async def GetTokenPairRecord(
+        self, request: v1.GetTokenPairRecordRequest, context: Context
+    ) -> bytes:
+        """A record by token pair."""
+        return await self._reader.token_pair_record(
+            component_of(request.component), request.datasets, view_of(request.view)
+        )
+
+    async def BatchGetRecords(
+        self, request: v1.BatchGetRecordsRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        """Many records, each in its component's place."""
+        components = [
+            component_of(component, f"components[{position}]")
+            for position, component in enumerate(request.components)
+        ]
+        async for item in self._reader.batch(components, request.datasets, view_of(request.view)):
+            yield batch_message(item)
+
+    async def ListExplanations(
+        self, request: v1.ListExplanationsRequest, context: Context
+    ) -> bytes:
+        """Explanations of several datasets, and the datasets that failed."""
+        by_dataset = request.WhichOneof("source") == "neuron_dataset"
+        return await self._reader.explanations(
+            component_of(request.component),
+            explanation_datasets=list(request.explanation_datasets.paths),
+            neuron_dataset=request.neuron_dataset if by_dataset else None,
+        )
+
+    async def GetScoredSimulations(
+        self, request: v1.GetScoredSimulationsRequest, context: Context
+    ) -> AsyncIterator[v1.GetScoredSimulationsResponse]:
+        """All that the explanations' scores were computed from."""
+        results, folder = await self._reader.simulation_results(
+            component_of(request.component), request.explanation_dataset
+        )
+        for message in result_messages(results, folder):
+            yield message
+
+    async def PutExplanation(
+        self, request: v1.PutExplanationRequest, context: Context
+    ) -> v1.PutExplanationResponse:
+        """Store an explanation; from then on it is listed."""
+        component = component_of(request.component)
+        folder = self._reader.registry.explanation_folder(request.explanation_dataset)
+        scored = ScoredExplanation(
+            request.explanation,
+            stored_simulation(request.scored_simulation, "scored_simulation"),
+        )
+        replaced = await self._writer.put(component, folder, scored)
+        await self._reader.forget_explanations(component, folder)
+        return v1.PutExplanationResponse(replaced=replaced)
+
+    async def SearchExplanations(
+        self, request: v1.SearchExplanationsRequest, context: Context
+    ) -> v1.SearchExplanationsResponse:
+        """Not served by this release."""
+        raise Unimplemented("Searching explanations is not served by this release.")
+
+    def _folder(self, dataset: v1.DatasetId) -> Folder:
+        scalar_type = scalar_type_of(dataset.derived_scalar_type, "dataset.derived_scalar_type")
+        return self._reader.registry.record_folder(dataset.dataset, scalar_type, "dataset.dataset")

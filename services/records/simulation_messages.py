@@ -1,0 +1,259 @@
+"""Stored simulations as messages of the contract, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuropil.common import v1 as common
+from neuropil.records import v1
+from neuropil.simulation import v1 as simulation
+from neuropil.tensors import to_array, to_tensor
+from services.records.convert import explanation_message
+from services.records.explanations import explanations_of
+from services.records.folders import Folder
+from shared.errors import InvalidArgument
+from shared.formats.decoding import SimulationResults
+from shared.formats.simulations import (
+    ActivationScale,
+    AttentionSimulation,
+    AttentionSimulationResults,
+    ScoredAttentionSimulation,
+    ScoredSequenceSimulation,
+    ScoredSimulation,
+    SequenceSimulation,
+    finite_or_none,
+)
+
+_SCALES = {
+    ActivationScale.NEURON_ACTIVATIONS: simulation.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
+    ActivationScale.SIMULATED_NORMALIZED_ACTIVATIONS: (
+        simulation.ACTIVATION_SCALE_SIMULATED_NORMALIZED_ACTIVATIONS
+    ),
+    ActivationScale.HUMAN_PREDICTED_ACTIVATIONS: (
+        simulation.ACTIVATION_SCALE_HUMAN_PREDICTED_ACTIVATIONS
+    ),
+}
+_SCALE_OF_VALUE = {int(value): scale for scale, value in _SCALES.items()}
+
+
+def result_messages(
+    results: SimulationResults, folder: Folder
+) -> Iterator[v1.GetScoredSimulationsResponse]:
+    """One message for each explanation of a file, in its order."""
+    explanations = [explanation_message(each) for each in explanations_of(results, folder)]
+    if isinstance(results, AttentionSimulationResults):
+        for pairs, explanation in zip(results.scored_explanations, explanations, strict=True):
+            yield v1.GetScoredSimulationsResponse(
+                explanation=explanation,
+                scored_attention_simulation=_scored_attention_simulation(
+                    pairs.scored_attention_simulation
+                ),
+            )
+    else:
+        for scored, explanation in zip(results.scored_explanations, explanations, strict=True):
+            yield v1.GetScoredSimulationsResponse(
+                explanation=explanation,
+                scored_simulation=_scored_simulation(scored.scored_simulation),
+            )
+
+
+def stored_simulation(message: simulation.ScoredSimulation, field: str) -> ScoredSimulation:
+    """What is stored of a scored simulation; InvalidArgument, under `field`, where it can't be."""
+    return ScoredSimulation(
+        [
+            _stored_sequence(sequence, f"{field}.sequences[{position}]")
+            for position, sequence in enumerate(message.sequences)
+        ],
+        *_stored_scores(message.scores),
+    )
+
+
+def _scored_simulation(scored: ScoredSimulation) -> simulation.ScoredSimulation:
+    return simulation.ScoredSimulation(
+        sequences=[
+            simulation.ScoredSequenceSimulation(
+                simulation=_sequence_simulation(each.sequence_simulation),
+                true_activations=to_tensor(_array(each.true_activations)),
+                scores=_scores(each),
+            )
+            for each in scored.scored_sequence_simulations
+        ],
+        scores=_scores(scored),
+    )
+
+
+def _scores(scored: ScoredSimulation | ScoredSequenceSimulation) -> simulation.Scores:
+    def score(value: float | None) -> simulation.Score:
+        return simulation.Score(value=finite_or_none(value))
+
+    return simulation.Scores(
+        ev_correlation=score(scored.ev_correlation_score),
+        r_squared=score(scored.rsquared_score),
+        absolute_deviation_explained=score(scored.absolute_dev_explained_score),
+    )
+
+
+def _sequence_simulation(stored: SequenceSimulation) -> simulation.SequenceSimulation:
+    before = stored.uncalibrated_simulation
+    return simulation.SequenceSimulation(
+        tokens=stored.tokens,
+        expected_activations=to_tensor(_array(stored.expected_activations)),
+        activation_scale=_SCALES[stored.activation_scale],
+        distribution_probabilities=_table(stored.distribution_probabilities),
+        distribution_values=_values(stored.distribution_values),
+        uncalibrated_expected_activations=(
+            to_tensor(_array(before.expected_activations)) if before else None
+        ),
+        uncalibrated_distribution_values=_values(before.distribution_values) if before else None,
+    )
+
+
+def _values(rows: Sequence[Sequence[float]]) -> common.Tensor | None:
+    """[values] where every token has the same ones, else [tokens, values]."""
+    if rows and rows[0] and all(row == rows[0] for row in rows):
+        return to_tensor(_array(rows[0]))
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[float]]) -> common.Tensor | None:
+    """[rows, longest], shorter rows ending with NaN; None where all are empty."""
+    longest = max((len(row) for row in rows), default=0)
+    if longest == 0:
+        return None
+    table = np.full((len(rows), longest), np.nan)
+    for position, row in enumerate(rows):
+        table[position, : len(row)] = row
+    return to_tensor(table)
+
+
+def _scored_attention_simulation(
+    scored: ScoredAttentionSimulation,
+) -> v1.ScoredAttentionSimulation:
+    """A file has an entry a token pair; neighbours of the same sequence become one message."""
+    groups = groupby(scored.attention_simulations, key=lambda each: each.tokens)
+    return v1.ScoredAttentionSimulation(
+        attention_simulations=[
+            _attention_simulation(tokens, list(pairs)) for tokens, pairs in groups
+        ],
+        roc_auc_score=scored.get_preferred_score(),
+    )
+
+
+def _attention_simulation(
+    tokens: list[str], pairs: list[AttentionSimulation]
+) -> v1.AttentionSimulation:
+    coordinates = np.array([pair.token_pair_coords for pair in pairs], dtype=np.int64)
+    labels = np.array([pair.token_pair_label for pair in pairs], dtype=np.int64)
+    return v1.AttentionSimulation(
+        tokens=tokens,
+        token_pair_coordinates=to_tensor(coordinates),
+        token_pair_labels=to_tensor(labels),
+        predictions=to_tensor(_array([pair.simulation_prediction for pair in pairs])),
+    )
+
+
+def _stored_sequence(
+    message: simulation.ScoredSequenceSimulation, field: str
+) -> ScoredSequenceSimulation:
+    stored = _stored_sequence_simulation(message.simulation, f"{field}.simulation")
+    true_activations = _per_token(
+        message.true_activations, len(stored.tokens), f"{field}.true_activations"
+    )
+    return ScoredSequenceSimulation(stored, true_activations, *_stored_scores(message.scores))
+
+
+def _stored_sequence_simulation(
+    message: simulation.SequenceSimulation, field: str
+) -> SequenceSimulation:
+    tokens = list(message.tokens)
+    scale = _SCALE_OF_VALUE.get(message.activation_scale)
+    if scale is None:
+        raise InvalidArgument(
+            f"{field}.activation_scale is not set.", field=f"{field}.activation_scale"
+        )
+    probabilities = _rows(
+        message.distribution_probabilities, len(tokens), f"{field}.distribution_probabilities"
+    )
+    before = None
+    if message.HasField("uncalibrated_expected_activations"):
+        before = SequenceSimulation(
+            tokens=tokens,
+            expected_activations=_per_token(
+                message.uncalibrated_expected_activations,
+                len(tokens),
+                f"{field}.uncalibrated_expected_activations",
+            ),
+            activation_scale=ActivationScale.SIMULATED_NORMALIZED_ACTIVATIONS,
+            distribution_values=_rows(
+                message.uncalibrated_distribution_values,
+                len(tokens),
+                f"{field}.uncalibrated_distribution_values",
+            ),
+            distribution_probabilities=probabilities,
+        )
+    return SequenceSimulation(
+        tokens=tokens,
+        expected_activations=_per_token(
+            message.expected_activations, len(tokens), f"{field}.expected_activations"
+        ),
+        activation_scale=scale,
+        distribution_values=_rows(
+            message.distribution_values, len(tokens), f"{field}.distribution_values"
+        ),
+        distribution_probabilities=probabilities,
+        uncalibrated_simulation=before,
+    )
+
+
+def _stored_scores(scores: simulation.Scores) -> tuple[float | None, float | None, float | None]:
+    def value(score: simulation.Score) -> float | None:
+        return finite_or_none(score.value) if score.HasField("value") else None
+
+    return (
+        value(scores.ev_correlation),
+        value(scores.r_squared),
+        value(scores.absolute_deviation_explained),
+    )
+
+
+def _per_token(tensor: common.Tensor, num_tokens: int, field: str) -> list[float]:
+    array = _decoded(tensor, field)
+    if array.shape != (num_tokens,):
+        raise InvalidArgument(
+            f"{field} has shape {list(array.shape)}; its {num_tokens} tokens need [{num_tokens}].",
+            field=field,
+        )
+    values: list[float] = array.tolist()
+    return values
+
+
+def _rows(tensor: common.Tensor, num_tokens: int, field: str) -> list[list[float]]:
+    """A list a token; all of them empty where there is no distribution, as in [0, values]."""
+    if not tensor.shape:
+        return [[] for _ in range(num_tokens)]
+    array = _decoded(tensor, field)
+    if array.ndim == 1:
+        array = np.broadcast_to(array, (num_tokens, array.size))
+    if array.ndim != 2 or array.shape[0] != num_tokens:
+        raise InvalidArgument(
+            f"{field} has shape {list(array.shape)}; its {num_tokens} tokens need "
+            f"[{num_tokens}, values].",
+            field=field,
+        )
+    return [row[~np.isnan(row)].tolist() for row in array]
+
+
+def _decoded(tensor: common.Tensor, field: str) -> NDArray[Any]:
+    try:
+        return to_array(tensor).astype(np.float64)
+    except ValueError as error:
+        raise InvalidArgument(f"{field}: {error}.", field=field) from error
+
+
+def _array(values: Sequence[float]) -> NDArray[np.float64]:
+    return np.array(values, dtype=np.float64)
