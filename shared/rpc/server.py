@@ -30,6 +30,11 @@ from shared.rpc.interceptors.errors import ErrorInterceptor
 from shared.rpc.interceptors.observation import ObservationInterceptor
 from shared.rpc.interceptors.request_ids import RequestIdInterceptor
 from shared.rpc.interceptors.validation import ValidationInterceptor
+from shared.rpc.interceptors.wrapping import (
+    Interceptor,
+    surround_stream,
+    surround_unary,
+)
 from shared.settings import Limits
 
 DRAIN_SECONDS = 30.0
@@ -75,19 +80,21 @@ def serialize_reply(reply: Any) -> bytes:
     return serialized
 
 
-def _generic_handler(service: RpcService) -> grpc.GenericRpcHandler:
+def _generic_handler(
+    service: RpcService, interceptors: Sequence[Interceptor]
+) -> grpc.GenericRpcHandler:
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
-        make = (
-            grpc.unary_stream_rpc_method_handler
-            if method.server_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-        request_type = message_factory.GetMessageClass(method.input_type)
-        return make(
-            getattr(service.servicer, method.name),
-            request_deserializer=request_type.FromString,
-            response_serializer=serialize_reply,
-        )
+        behavior = getattr(service.servicer, method.name)
+        name = f"{service.descriptor.full_name}/{method.name}"
+        formats: dict[str, Any] = {
+            "request_deserializer": message_factory.GetMessageClass(method.input_type).FromString,
+            "response_serializer": serialize_reply,
+        }
+        if method.server_streaming:
+            streaming: Any = surround_stream(name, behavior, interceptors)
+            return grpc.unary_stream_rpc_method_handler(streaming, **formats)
+        unary: Any = surround_unary(name, behavior, interceptors)
+        return grpc.unary_unary_rpc_method_handler(unary, **formats)
 
     return grpc.method_handlers_generic_handler(
         service.descriptor.full_name,
@@ -117,15 +124,15 @@ async def start_server(services: Sequence[RpcService], options: ServerOptions) -
     """
     limits = options.limits
     size = limits.message_megabytes * MEBIBYTE
+    interceptors = [
+        RequestIdInterceptor(),
+        ObservationInterceptor(),
+        ErrorInterceptor(),
+        DeadlineInterceptor(limits.default_deadline_seconds),
+        AdmissionInterceptor(limits.queue),
+        ValidationInterceptor(),
+    ]
     server = grpc.aio.server(
-        interceptors=[
-            RequestIdInterceptor(),
-            ObservationInterceptor(),
-            ErrorInterceptor(),
-            DeadlineInterceptor(limits.default_deadline_seconds),
-            AdmissionInterceptor(limits.queue),
-            ValidationInterceptor(),
-        ],
         options=[
             ("grpc.max_receive_message_length", size),
             ("grpc.max_send_message_length", size),
@@ -134,7 +141,9 @@ async def start_server(services: Sequence[RpcService], options: ServerOptions) -
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ],
     )
-    server.add_generic_rpc_handlers([_generic_handler(service) for service in services])
+    server.add_generic_rpc_handlers(
+        [_generic_handler(service, interceptors) for service in services]
+    )
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = [service.descriptor.full_name for service in services]

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from shared.errors import ResourceExhausted
-from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+from shared.rpc.interceptors.wrapping import Context, Interceptor
 
 
-class AdmissionInterceptor(AroundInterceptor):
+class AdmissionInterceptor(Interceptor):
     """Refuses calls over the number that one process takes on at once."""
 
     def __init__(self, limit: int) -> None:

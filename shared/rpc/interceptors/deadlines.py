@@ -9,10 +9,10 @@ from typing import Any
 
 from shared.errors import DeadlineExceeded
 from shared.rpc.context import enter_deadline
-from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+from shared.rpc.interceptors.wrapping import Context, Interceptor
 
 
-class DeadlineInterceptor(AroundInterceptor):
+class DeadlineInterceptor(Interceptor):
     """Takes over the caller's deadline; a call that brings none gets the default."""
 
     def __init__(self, default_seconds: float) -> None:

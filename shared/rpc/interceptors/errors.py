@@ -12,7 +12,7 @@ import structlog
 
 from neuropil.errors import NeuropilError as ClientError
 from shared.errors import NeuropilError
-from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+from shared.rpc.interceptors.wrapping import Context, Interceptor
 from shared.rpc.status import from_client_error, to_status
 
 INTERNAL_TEXT = "internal error; the server's log has more under this request id"
@@ -20,7 +20,7 @@ INTERNAL_TEXT = "internal error; the server's log has more under this request id
 _log = structlog.get_logger(__name__)
 
 
-class ErrorInterceptor(AroundInterceptor):
+class ErrorInterceptor(Interceptor):
     """Answers domain errors with details, and anything unknown as INTERNAL with a fixed text."""
 
     @asynccontextmanager

@@ -12,7 +12,7 @@ import grpc
 import structlog
 from prometheus_client import Gauge, Histogram
 
-from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+from shared.rpc.interceptors.wrapping import Context, Interceptor
 
 _SECONDS = Histogram(
     "neuropil_rpc_seconds",
@@ -42,13 +42,13 @@ _RUNNING = Gauge("neuropil_rpc_running", "Calls that run now", ("service", "meth
 _log = structlog.get_logger("neuropil.calls")
 
 
-class ObservationInterceptor(AroundInterceptor):
+class ObservationInterceptor(Interceptor):
     """Outermost but for the call's id: sees the status that the caller gets."""
 
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         """Time the call, and log how it ended."""
-        _, service, name = method.split("/")
+        service, name = method.split("/")
         running = _RUNNING.labels(service, name)
         running.inc()
         started = time.perf_counter()

@@ -9,10 +9,10 @@ from typing import Any
 import structlog
 
 from shared.rpc.context import REQUEST_ID_KEY, enter_request
-from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+from shared.rpc.interceptors.wrapping import Context, Interceptor
 
 
-class RequestIdInterceptor(AroundInterceptor):
+class RequestIdInterceptor(Interceptor):
     """Outermost, so that everything that is logged during the call bears its id."""
 
     @asynccontextmanager

@@ -10,10 +10,10 @@ import protovalidate
 from protovalidate import Violation
 
 from shared.errors import InvalidArgument
-from shared.rpc.interceptors.wrapping import AroundInterceptor, Context
+from shared.rpc.interceptors.wrapping import Context, Interceptor
 
 
-class ValidationInterceptor(AroundInterceptor):
+class ValidationInterceptor(Interceptor):
     """Refuses a request that breaks a rule, naming the field and the rule."""
 
     def __init__(self) -> None:

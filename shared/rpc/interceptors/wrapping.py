@@ -1,73 +1,58 @@
-"""Wraps any kind of method handler in one asynchronous context manager."""
+"""How interceptors surround the methods of a servicer.
+
+They are composed once, when a server is built. grpc.aio's own server interceptors make a new
+handler for every call at every interceptor, which costs more than a small call itself.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
-import grpc
 import grpc.aio
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, Context], Awaitable[Any]]
+Stream = Callable[[Any, Context], AsyncIterator[Any]]
 
 
-class AroundInterceptor(grpc.aio.ServerInterceptor, ABC):
-    """Base of interceptors that do something before and after a call, whatever its kind."""
+class Interceptor(ABC):
+    """Does something before and after every call, whatever its kind."""
 
     @abstractmethod
     def around(
         self, method: str, request: Any, context: Context
     ) -> AbstractAsyncContextManager[None]:
-        """What surrounds a call; `method` is ``/package.Service/Method``.
+        """What surrounds a call; `method` is ``package.Service/Method``."""
 
-        `request` is the message, or None where the client streams.
-        """
 
-    def applies_to(self, method: str) -> bool:
-        """Whether calls of this method are surrounded."""
-        return method.startswith("/neuropil.")
+def surround_unary(method: str, behavior: Unary, interceptors: Sequence[Interceptor]) -> Unary:
+    """The method with all interceptors around it, the first outermost."""
+    for interceptor in reversed(interceptors):
+        behavior = partial(_unary, interceptor, method, behavior)
+    return behavior
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Give the handler of the method, surrounded."""
-        handler: Any = await continuation(handler_call_details)
-        method: str = handler_call_details.method
-        if handler is None or not self.applies_to(method):
-            return handler
-        make = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary), **make
-            )
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler.unary_stream), **make
-            )
-        return handler
 
-    def _unary(self, method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-        async def call(request: Any, context: Context) -> Any:
-            async with self.around(method, request, context):
-                return await behavior(request, context)
+def surround_stream(method: str, behavior: Stream, interceptors: Sequence[Interceptor]) -> Stream:
+    """The streaming method with all interceptors around it, the first outermost."""
+    for interceptor in reversed(interceptors):
+        behavior = partial(_stream, interceptor, method, behavior)
+    return behavior
 
-        return call
 
-    def _stream(
-        self, method: str, behavior: Callable[..., AsyncIterator[Any]]
-    ) -> Callable[..., Any]:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self.around(method, request, context):
-                async for response in behavior(request, context):
-                    yield response
+async def _unary(
+    interceptor: Interceptor, method: str, behavior: Unary, request: Any, context: Context
+) -> Any:
+    async with interceptor.around(method, request, context):
+        return await behavior(request, context)
 
-        return call
+
+async def _stream(
+    interceptor: Interceptor, method: str, behavior: Stream, request: Any, context: Context
+) -> AsyncIterator[Any]:
+    async with interceptor.around(method, request, context):
+        async for response in behavior(request, context):
+            yield response
