@@ -1,0 +1,43 @@
+"""The derived-scalars service with all that it needs, made and ended in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from services.scalars.data_plane import DataPlane
+from services.scalars.engine import Engine
+from services.scalars.model.autoencoders import AutoencoderInfo, read_autoencoders
+from services.scalars.model.subject import Subject, load_subject
+from services.scalars.service import SERVICE, DerivedScalarsService
+from services.scalars.top_tokens import read_excluded_tokens
+from shared.errors import ConfigurationError
+from shared.rpc.server import RpcService
+from shared.settings import Deployment
+
+
+@asynccontextmanager
+async def scalar_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcService]]:
+    """The service on the deployment's model, which is loaded before anything is answered.
+
+    Raises ConfigurationError, naming the key, where there is no model or it can't be served.
+    """
+    model = deployment.model
+    if model is None:
+        raise ConfigurationError("model", "is missing; derived scalars need a subject model")
+
+    def load() -> tuple[Subject, frozenset[str], tuple[AutoencoderInfo, ...]]:
+        subject = load_subject(model.name, model.path, model.device)
+        # Decoded once here, lest the first request wait for it.
+        subject.tokenizer.longest_token  # noqa: B018
+        autoencoders = read_autoencoders(model.autoencoders, subject.model.shape)
+        return subject, read_excluded_tokens(model.excluded_tokens), autoencoders
+
+    subject, excluded, autoencoders = await asyncio.to_thread(load)
+    engine = Engine(subject.model, queue_limit=deployment.limits.queue)
+    try:
+        data_plane = DataPlane(subject, engine, excluded)
+        yield [RpcService(SERVICE, DerivedScalarsService(data_plane, autoencoders))]
+    finally:
+        await asyncio.to_thread(engine.close)

@@ -1,0 +1,118 @@
+"""The gRPC face of derived scalars: it translates, and the data plane does the work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from neuropil.scalars import v1 as scalars
+from services.scalars import convert
+from services.scalars.catalogue import CATALOGUE
+from services.scalars.data_plane import DataPlane
+from services.scalars.model.autoencoders import AutoencoderInfo
+from shared.errors import Unimplemented
+
+SERVICE = scalars.DESCRIPTOR.services_by_name["DerivedScalars"]
+
+
+class DerivedScalarsService:
+    """Serves `neuropil.scalars.v1.DerivedScalars`."""
+
+    def __init__(self, data_plane: DataPlane, autoencoders: Sequence[AutoencoderInfo] = ()) -> None:
+        self._data_plane = data_plane
+        self._autoencoders = tuple(autoencoders)
+
+    async def GetModelInfo(
+        self, request: scalars.GetModelInfoRequest, context: Any
+    ) -> scalars.GetModelInfoResponse:
+        """The subject model and its autoencoders."""
+        return convert.model_info(self._data_plane.subject, self._autoencoders)
+
+    async def ListScalarTypes(
+        self, request: scalars.ListScalarTypesRequest, context: Any
+    ) -> scalars.ListScalarTypesResponse:
+        """The catalogue."""
+        return scalars.ListScalarTypesResponse(
+            scalar_types=[convert.scalar_type(each) for each in CATALOGUE]
+        )
+
+    async def Tokenize(
+        self, request: scalars.TokenizeRequest, context: Any
+    ) -> scalars.TokenizeResponse:
+        """Encodes texts."""
+        return scalars.TokenizeResponse(
+            texts=[
+                scalars.TokenizedText(token_ids=ids, tokens=strings)
+                for ids, strings in await self._data_plane.tokenize(request.texts)
+            ]
+        )
+
+    async def Derive(
+        self, request: scalars.DeriveRequest, context: Any
+    ) -> AsyncIterator[scalars.DeriveResponse]:
+        """Streams whole tensors, or slices of them."""
+        selections = [
+            convert.selection(each, f"selections[{position}]")
+            for position, each in enumerate(request.selections)
+        ]
+        result, derived = await self._data_plane.derive(
+            convert.inference_spec(request.inference), selections
+        )
+        for position, by_layer in enumerate(derived):
+            for array in by_layer.values():
+                convert.check_row(array.shape, f"selections[{position}].ranges")
+        yield scalars.DeriveResponse(inference=convert.inference_result(result))
+        for position, by_layer in enumerate(derived):
+            for layer, array in by_layer.items():
+                for frame in convert.frames(position, layer, array):
+                    yield frame
+
+    async def DeriveComponent(
+        self, request: scalars.DeriveComponentRequest, context: Any
+    ) -> scalars.DeriveComponentResponse:
+        """One component at every token."""
+        component = convert.component_spec(
+            request.spec.component, request.spec.pass_type, request.spec.top_token_count, "spec"
+        )
+        result, derived = await self._data_plane.derive_component(
+            convert.inference_spec(request.inference), component
+        )
+        return scalars.DeriveComponentResponse(
+            inference=convert.inference_result(result),
+            scalars=convert.component_scalars(derived, component.pass_type),
+        )
+
+    async def DeriveComponentByTokenPair(
+        self, request: scalars.DeriveComponentByTokenPairRequest, context: Any
+    ) -> scalars.DeriveComponentByTokenPairResponse:
+        """One component at every token pair."""
+        result, derived = await self._data_plane.derive_component_by_token_pair(
+            convert.inference_spec(request.inference),
+            convert.component_spec(request.spec.component, 0, 0, "spec"),
+        )
+        return scalars.DeriveComponentByTokenPairResponse(
+            inference=convert.inference_result(result),
+            scalars=convert.token_pair_sequences(result.token_strings, derived),
+        )
+
+    async def ListTopNodes(
+        self, request: scalars.ListTopNodesRequest, context: Any
+    ) -> scalars.ListTopNodesResponse:
+        """The nodes with the largest and the smallest scalars."""
+        spec = convert.top_nodes_spec(request.spec, "spec")
+        result, found = await self._data_plane.list_top_nodes(
+            convert.inference_spec(request.inference), spec
+        )
+        return scalars.ListTopNodesResponse(
+            inference=convert.inference_result(result),
+            top_nodes=convert.top_nodes(
+                found, spec.pass_type, self._data_plane.subject.tokenizer.strings
+            ),
+        )
+
+    async def BatchDerive(
+        self, request: scalars.BatchDeriveRequest, context: Any
+    ) -> AsyncIterator[scalars.BatchDeriveResponse]:
+        """Several inferences, in a later release."""
+        raise Unimplemented("BatchDerive is not served yet; send its inferences one by one")
+        yield  # makes it the stream that the contract says it is
