@@ -1,0 +1,1 @@
+"""Simulators: what predicts a component's activations from an explanation."""

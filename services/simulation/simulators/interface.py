@@ -1,0 +1,251 @@
+"""What every simulator is: distributions a token, how far to trust them, and what they cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.simulation.errors import InvalidInput
+from services.simulation.sequence_simulation import (
+    NORMALIZED_VALUES,
+    NUM_VALUES,
+    SequenceSimulation,
+)
+from shared.errors import FailedPrecondition, ResourceExhausted
+from shared.formats.simulations import ActivationScale
+
+FloatArray = NDArray[np.float64]
+
+DEFAULT_MIN_COVERAGE = 0.9
+"""Smallest share of tokens with a distribution, where a request names none."""
+
+MAX_EXPLANATION_CHARACTERS = 10_000
+MAX_SEQUENCES = 10_000
+MAX_TOKENS = 500_000
+"""Limits of one call, so that no call holds a simulator for hours."""
+
+
+class TokenOutcome(Enum):
+    """Why a token has no distribution."""
+
+    MISSING = "missing"
+    """There was no prediction at all."""
+    MALFORMED = "malformed"
+    """There was one, but it could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIssue:
+    """One token without a distribution."""
+
+    position: int
+    outcome: TokenOutcome
+    reason: str
+    """In a few words, the same for all tokens of one cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidityReport:
+    """How many tokens of a simulation got a distribution, and why the others did not."""
+
+    valid: int = 0
+    missing: int = 0
+    malformed: int = 0
+    tokens_by_reason: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return self.valid + self.missing + self.malformed
+
+    @property
+    def coverage(self) -> float:
+        """Share of tokens with a distribution; 1 where there are no tokens."""
+        return self.valid / self.tokens if self.tokens else 1.0
+
+    def __add__(self, other: Self) -> ValidityReport:
+        reasons = Counter(dict(self.tokens_by_reason))
+        reasons.update(dict(other.tokens_by_reason))
+        return ValidityReport(
+            self.valid + other.valid,
+            self.missing + other.missing,
+            self.malformed + other.malformed,
+            tuple(sorted(reasons.items())),
+        )
+
+    def require(self, min_coverage: float) -> None:
+        """Raise FailedPrecondition, with the reasons, where the coverage is too low."""
+        if self.coverage >= min_coverage:
+            return
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in self.tokens_by_reason)
+        raise FailedPrecondition(
+            f"only {self.valid} of {self.tokens} tokens got a distribution, a share of "
+            f"{self.coverage:.3g} where {min_coverage:.3g} is asked for: {reasons}",
+            reason="COVERAGE_TOO_LOW",
+            metadata={
+                "valid_tokens": str(self.valid),
+                "missing_tokens": str(self.missing),
+                "malformed_tokens": str(self.malformed),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationCost:
+    """What simulating cost; costs add up."""
+
+    calls: int = 0
+    """Calls of a model; a call that serves several sequences counts for the first of them."""
+    prompt_tokens_computed: int = 0
+    prompt_tokens_reused: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Self) -> SimulationCost:
+        return SimulationCost(
+            self.calls + other.calls,
+            self.prompt_tokens_computed + other.prompt_tokens_computed,
+            self.prompt_tokens_reused + other.prompt_tokens_reused,
+            self.completion_tokens + other.completion_tokens,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SimulatedSequence:
+    """What a simulator answers for one sequence of n tokens.
+
+    `probabilities` [n, 11] has a row a token over the values 0 to 10 that adds up to 1, or a row
+    of zeros for each token of `issues`.
+    """
+
+    tokens: Sequence[str]
+    probabilities: FloatArray
+    issues: tuple[TokenIssue, ...] = ()
+    cost: SimulationCost = field(default_factory=SimulationCost)
+
+    @property
+    def report(self) -> ValidityReport:
+        """How far to trust it."""
+        missing = sum(issue.outcome is TokenOutcome.MISSING for issue in self.issues)
+        reasons = Counter(issue.reason for issue in self.issues)
+        return ValidityReport(
+            len(self.tokens) - len(self.issues),
+            missing,
+            len(self.issues) - missing,
+            tuple(sorted(reasons.items())),
+        )
+
+    def simulation(self) -> SequenceSimulation:
+        """The simulation on the scale 0 to 10: expected values, NaN at tokens with an issue."""
+        expected = self.probabilities @ NORMALIZED_VALUES
+        expected[[issue.position for issue in self.issues]] = np.nan
+        return SequenceSimulation(
+            tokens=self.tokens,
+            expected_activations=expected,
+            activation_scale=ActivationScale.SIMULATED_NORMALIZED_ACTIVATIONS,
+            distribution_values=NORMALIZED_VALUES,
+            distribution_probabilities=self.probabilities,
+        )
+
+
+class Simulator(Protocol):
+    """Predicts activations of a component on sequences from an explanation of it."""
+
+    kind: ClassVar[str]
+    """Kind in the configuration."""
+    model: str
+    """Model that it runs, with its version."""
+    prompt_version: str
+    """Version of the prompt; empty where there is none."""
+    has_exact_probabilities: ClassVar[bool]
+    """Whether the distributions are what a model computed, not made from one number."""
+    description: ClassVar[str]
+    """One sentence on what it can and can't do."""
+
+    @property
+    def name(self) -> str:
+        """Name in the configuration."""
+        ...
+
+    def start(self) -> None:
+        """Begin to load what it needs, without waiting for it."""
+        ...
+
+    def simulate(
+        self, explanation: str, sequences: Sequence[Sequence[str]]
+    ) -> AsyncIterator[SimulatedSequence]:
+        """One result a sequence, in order, each as soon as it is there.
+
+        Leaving the iteration stops the computation.
+
+        Raises:
+            InvalidInput, ResourceExhausted: as `check_request` says.
+            Unavailable: a model or server that it needs can't be reached or loaded.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop, and free what it holds."""
+        ...
+
+
+def check_request(explanation: str, sequences: Sequence[Sequence[str]]) -> None:
+    """Refuse what no simulator can do.
+
+    Raises:
+        InvalidInput: an explanation without a letter, digit or sign, or a sequence without tokens.
+        ResourceExhausted: the explanation or the sequences are over the limits of one call.
+    """
+    if not explanation.strip():
+        raise InvalidInput("explanation is empty; a sentence is needed", field="explanation")
+    if len(explanation) > MAX_EXPLANATION_CHARACTERS:
+        raise ResourceExhausted(
+            f"explanation has {len(explanation)} characters; at most "
+            f"{MAX_EXPLANATION_CHARACTERS} are read",
+            field="explanation",
+            reason="EXPLANATION_TOO_LONG",
+        )
+    if len(sequences) > MAX_SEQUENCES:
+        raise ResourceExhausted(
+            f"{len(sequences)} sequences in one call; at most {MAX_SEQUENCES} are simulated",
+            field="sequences",
+            reason="TOO_MANY_SEQUENCES",
+        )
+    for position, tokens in enumerate(sequences):
+        if not len(tokens):
+            raise InvalidInput(
+                f"sequences[{position}] has no tokens; one at least is needed",
+                field=f"sequences[{position}]",
+                reason="EMPTY_SEQUENCE",
+            )
+    total = sum(len(tokens) for tokens in sequences)
+    if total > MAX_TOKENS:
+        raise ResourceExhausted(
+            f"{total} tokens in one call; at most {MAX_TOKENS} are simulated",
+            field="sequences",
+            reason="TOO_MANY_TOKENS",
+        )
+
+
+def check_distributions(probabilities: FloatArray, tokens: int) -> None:
+    """Raise InvalidInput where `probabilities` aren't `tokens` rows of 11 that add up to 1 or 0."""
+    if probabilities.shape != (tokens, NUM_VALUES):
+        raise InvalidInput(
+            f"probabilities have shape {probabilities.shape}, not ({tokens}, {NUM_VALUES})",
+            field="probabilities",
+        )
+    sums = probabilities.sum(axis=1)
+    # NaN fails both comparisons.
+    good = (probabilities >= 0).all(axis=1) & ((np.abs(sums - 1) < 1e-6) | (sums == 0))
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        raise InvalidInput(
+            f"probabilities[{row}] aren't a distribution: {probabilities[row].tolist()}",
+            field=f"probabilities[{row}]",
+        )
