@@ -23,7 +23,7 @@ from services.collate.collation import SampleSizes
 from services.collate.job import Summary, collate
 from services.collate.options import DEFAULT_DATASETS, Dataset, Options
 from services.collate.source import ScalarsService
-from shared.errors import NeuropilError
+from shared.errors import InvalidArgument, NeuropilError
 
 
 class _Bars:
@@ -43,7 +43,9 @@ class _Bars:
             self._progress.advance(self._task, count)
 
 
-async def _run(address: str, options: Options, overwrite: bool, console: Console) -> Summary:
+async def _run(
+    address: str, seconds: float, options: Options, overwrite: bool, console: Console
+) -> Summary:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -51,7 +53,7 @@ async def _run(address: str, options: Options, overwrite: bool, console: Console
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    source = ScalarsService(address)
+    source = ScalarsService(address, seconds)
     try:
         with Progress(*columns, console=console) as progress:
             return await collate(options, source, _Bars(progress), overwrite=overwrite)
@@ -89,6 +91,7 @@ def command(
     limit: Annotated[int | None, typer.Option(help="Use only so many sequences.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
     checkpoint_every: Annotated[int, typer.Option(help="Sequences between checkpoints.")] = 1000,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 60.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the records that lie there.")
     ] = False,
@@ -119,7 +122,9 @@ def command(
             concurrency=concurrency,
             checkpoint_every=checkpoint_every,
         )
-        summary = asyncio.run(_run(scalars, options, overwrite, console))
+        if not timeout > 0:
+            raise InvalidArgument(f"timeout is {timeout}; it must be above 0", field="timeout")
+        summary = asyncio.run(_run(scalars, timeout, options, overwrite, console))
     except (NeuropilError, CallFailed, OSError) as error:
         console.print(f"collate: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None
