@@ -83,16 +83,20 @@ class Blobs:
         except OSError as error:
             if error.errno in _MISSING:
                 return None
+            if error.errno == errno.ELOOP:
+                raise corrupt(name, "is a link in a circle") from error
             raise _unavailable(name, error) from error
-        with os.fdopen(handle, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
+        try:
+            status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise corrupt(name, "is no file")
             self._check_size(name, status.st_size)
-            try:
+            with os.fdopen(handle, "rb", closefd=False) as file:
                 return file.read(self._max_bytes + 1)
-            except OSError as error:
-                raise _unavailable(name, error) from error
+        except OSError as error:
+            raise _unavailable(name, error) from error
+        finally:
+            os.close(handle)
 
     def _read_remote(self, folder: Folder, relative: str) -> bytes | None:
         name, path = folder.file_name(relative), f"{folder.path.rstrip('/')}/{relative}"

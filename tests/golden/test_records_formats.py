@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,6 @@ from shared.formats.records import (
 
 pytestmark = pytest.mark.golden
 
-GOLDEN = Path(
-    os.environ.get("NEUROPIL_GOLDEN") or Path(__file__).resolve().parents[2] / "../shared/golden"
-)
-READ = GOLDEN / "read"
 
 # The files that can't be read, and the field that the error names.
 CORRUPT = {
@@ -40,16 +35,21 @@ CORRUPT = {
 }
 
 
+@pytest.fixture
+def read(golden: Path) -> Path:
+    return golden / "read"
+
+
 def load(path: Path) -> Any:
     data = path.read_bytes()
     return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
 
 
-def test_every_file_is_read_or_named() -> None:
+def test_every_file_is_read_or_named(read: Path) -> None:
     refused: dict[str, str | None] = {}
-    read = 0
-    for path in sorted([*READ.glob("*/*/*.json*"), *READ.glob("cached_explanations/*/*/*/*")]):
-        name = str(path.relative_to(READ))
+    num_read = 0
+    for path in sorted([*read.glob("*/*/*.json*"), *read.glob("cached_explanations/*/*/*/*")]):
+        name = str(path.relative_to(read))
         try:
             if path.suffix == ".json":
                 record = decode_neuron_record(path.read_bytes(), name)
@@ -62,15 +62,15 @@ def test_every_file_is_read_or_named() -> None:
             else:
                 results = decode_simulation_results(path.read_bytes(), name)
                 assert decode_simulation_results(encode(results), name) is not None
-            read += 1
+            num_read += 1
         except DataLoss as error:
             refused[error.metadata["file"]] = error.metadata.get("field")
     assert refused == CORRUPT
-    assert read == len(load(READ / "cases.json")["file_descriptions"]) + 4 - len(CORRUPT)
+    assert num_read == len(load(read / "cases.json")["file_descriptions"]) + 4 - len(CORRUPT)
 
 
-def test_row_lengths_and_coordinates() -> None:
-    cases = load(READ / "attention_utils.json")["lengths"]
+def test_row_lengths_and_coordinates(read: Path) -> None:
+    cases = load(read / "attention_utils.json")["lengths"]
     assert len(cases) == 29
     for case in cases:
         num_tokens, num_values = case["num_sequence_tokens"], case["num_activations"]
@@ -87,15 +87,15 @@ def test_row_lengths_and_coordinates() -> None:
             assert token_pairs.pair_at(int(index), num_tokens, full) == tuple(pair)
 
 
-def test_impossible_lengths() -> None:
-    for case in load(READ / "attention_utils.json")["invalid"]:
+def test_impossible_lengths(read: Path) -> None:
+    for case in load(read / "attention_utils.json")["invalid"]:
         num_tokens, num_values = case["num_sequence_tokens"], case["num_activations"]
         assert token_pairs.attended_cap(num_tokens, num_values) is None
 
 
-def test_rows_of_files() -> None:
-    for case in load(READ / "attention_utils.json")["raw_rows"]:
-        path = READ / case["file"]
+def test_rows_of_files(read: Path) -> None:
+    for case in load(read / "attention_utils.json")["raw_rows"]:
+        path = read / case["file"]
         record = decode_neuron_record(path.read_bytes(), case["file"])
         want = [
             [(entry["token"], entry["scalars"]) for entry in sequence]
@@ -115,10 +115,10 @@ def test_rows_of_files() -> None:
         assert got == want
 
 
-def test_splits() -> None:
+def test_splits(golden: Path) -> None:
     cases = [
         case
-        for case in load(GOLDEN / "simulation/simulation.json.gz")["helpers"]
+        for case in load(golden / "simulation/simulation.json.gz")["helpers"]
         if case["fn"] == "split"
     ]
     assert len(cases) == 24

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,17 @@ from shared.errors import DataLoss, InvalidArgument
 
 pytestmark = pytest.mark.golden
 
-GOLDEN = Path(
-    os.environ.get("NEUROPIL_GOLDEN") or Path(__file__).resolve().parents[2] / "../shared/golden"
-)
-READ = GOLDEN / "read"
 FOLDERS = {"oracle-pub": "mlp", "oracle-pub-fb": "mlp_fallback"}
 
 
-def cases(route: str) -> list[dict[str, Any]]:
+@pytest.fixture
+def read(golden: Path) -> Path:
+    return golden / "read"
+
+
+def cases(read: Path, route: str) -> list[dict[str, Any]]:
     """The reference's pairs on `route` that name a component of a dataset that it has."""
-    document = json.loads((READ / "cases.json").read_text())["cases"]
+    document = json.loads((read / "cases.json").read_text())["cases"]
     return [
         case
         for case in document
@@ -41,13 +41,15 @@ def cases(route: str) -> list[dict[str, Any]]:
     ]
 
 
-def answer(case: dict[str, Any]) -> Any:
+def answer(read: Path, case: dict[str, Any]) -> Any:
     if "response_file" in case:
-        return json.loads(gzip.decompress((READ / case["response_file"]).read_bytes()))
+        return json.loads(gzip.decompress((read / case["response_file"]).read_bytes()))
     return case["response"]
 
 
-def content(case: dict[str, Any], folder: str | None = None) -> tuple[bytes, Component, str]:
+def content(
+    read: Path, case: dict[str, Any], folder: str | None = None
+) -> tuple[bytes, Component, str]:
     request = case["request"]
     component = Component(
         request["dst"],
@@ -55,7 +57,7 @@ def content(case: dict[str, Any], folder: str | None = None) -> tuple[bytes, Com
         int(request.get("activationIndex", request.get("activation_index"))),
     )
     for name in [folder] if folder else [FOLDERS[name] for name in request["datasets"]]:
-        path = READ / name / component.record_file
+        path = read / name / component.record_file
         if path.exists():
             return path.read_bytes(), component, f"{{ROOT}}/{name}"
     raise AssertionError(f"{component} is nowhere")
@@ -109,17 +111,17 @@ def assert_pairs(got: TokenPairSequences, want: list[list[dict[str, Any]]]) -> N
             )
 
 
-def test_records_by_token() -> None:
+def test_records_by_token(read: Path) -> None:
     agreed = 0
-    for case in cases("/neuron_record"):
+    for case in cases(read, "/neuron_record"):
         if case["status"] != 200 or case["name"] in {
             "neuron_record_18",
             "neuron_record_on_attn_file",
         }:
             continue
-        data, component, dataset = content(case)
+        data, component, dataset = content(read, case)
         got = token_record(data, dataset, component, View(), "file")
-        want = answer(case)
+        want = answer(read, case)
         assert got.dataset == want["dataset"], case["name"]
         assert is_close(got.max_activation, want["maxActivation"])
         assert_tokens(got.top, want["topActivations"])
@@ -128,14 +130,14 @@ def test_records_by_token() -> None:
     assert agreed == 23
 
 
-def test_records_by_token_pair() -> None:
+def test_records_by_token_pair(read: Path) -> None:
     agreed = 0
-    for case in cases("/attention_head_record"):
+    for case in cases(read, "/attention_head_record"):
         if case["status"] != 200:
             continue
-        data, component, dataset = content(case, "attn")
+        data, component, dataset = content(read, case, "attn")
         got = token_pair_record(data, dataset, component, View(), "file")
-        want = answer(case)
+        want = answer(read, case)
         assert is_close(got.max_activation, want["maxAttentionActivation"])
         assert_pairs(got.top, want["mostPositiveTokenSequences"])
         assert_pairs(got.random, want["randomTokenSequences"])
@@ -173,9 +175,9 @@ BY_TOKEN_PAIR = {
 
 
 @pytest.mark.parametrize(("index", "field"), BY_TOKEN.items())
-def test_odd_files_by_token(index: int, field: str | None) -> None:
+def test_odd_files_by_token(read: Path, index: int, field: str | None) -> None:
     component = Component("mlp_post_act", 0, index)
-    data = (READ / "mlp" / component.record_file).read_bytes()
+    data = (read / "mlp" / component.record_file).read_bytes()
     if field is not None:
         with pytest.raises(DataLoss) as caught:
             token_record(data, "mlp", component, View(), "mlp/file")
@@ -195,9 +197,9 @@ def test_odd_files_by_token(index: int, field: str | None) -> None:
 
 
 @pytest.mark.parametrize(("index", "field"), BY_TOKEN_PAIR.items())
-def test_odd_files_by_token_pair(index: int, field: str | None) -> None:
+def test_odd_files_by_token_pair(read: Path, index: int, field: str | None) -> None:
     component = Component("attn_write_norm", 0, index)
-    data = (READ / "attn" / component.record_file).read_bytes()
+    data = (read / "attn" / component.record_file).read_bytes()
     if field is not None:
         with pytest.raises(DataLoss) as caught:
             token_pair_record(data, "attn", component, View(), "attn/file")
@@ -221,16 +223,16 @@ def test_odd_files_by_token_pair(index: int, field: str | None) -> None:
             assert np.all((summary.normalized >= 0) & (summary.normalized <= 1))
 
 
-def test_an_attention_file_is_not_read_by_token() -> None:
+def test_an_attention_file_is_not_read_by_token(read: Path) -> None:
     component = Component("mlp_post_act", 0, 1)
-    data = (READ / "attn" / component.record_file).read_bytes()
+    data = (read / "attn" / component.record_file).read_bytes()
     with pytest.raises(InvalidArgument, match="token pair"):
         token_record(data, "attn", component, View(), "attn/file")
 
 
-def test_quantiles_and_moments() -> None:
+def test_quantiles_and_moments(read: Path) -> None:
     component = Component("mlp_post_act", 0, 2)
-    data = (READ / "mlp" / component.record_file).read_bytes()
+    data = (read / "mlp" / component.record_file).read_bytes()
     stored = json.loads(data)
     got = token_record(data, "mlp", component, View(True, True), "mlp/file")
     assert [sequences.tokens for sequences in got.quantiles] == [
