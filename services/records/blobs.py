@@ -65,7 +65,7 @@ class Blobs:
     def _store(self) -> blobfile.Context:
         # By default blobfile retries for ever and keeps access tokens on disk.
         context: blobfile.Context = blobfile.create_context(
-            log_callback=lambda message: _log.warning("blob storage", detail=message),
+            log_callback=lambda message: _log.warning("blob_storage", detail=message),
             connection_pool_max_size=NUM_THREADS,
             retry_limit=3,
             connect_timeout=5,

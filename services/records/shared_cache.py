@@ -84,13 +84,13 @@ class SharedCache:
             return None
         if self._pause:
             self._pause = 0.0
-            _log.info("the shared cache answers again")
+            _log.info("shared_cache_recovered")
         return result
 
     def _failed(self, error: Exception) -> None:
         CACHE_REQUESTS.labels("redis", "error").inc()
         if not self._pause:
-            _log.warning("the shared cache fails; reading files instead", error=str(error))
+            _log.warning("shared_cache_failed", error=str(error), instead="reading files")
         self._pause = min(max(0.5, self._pause * 2), LONGEST_PAUSE_SECONDS)
         self._resume_at = time.monotonic() + self._pause
 
