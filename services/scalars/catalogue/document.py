@@ -1,0 +1,102 @@
+"""The document of all derived scalar types, made from their declarations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.scalars.catalogue import CATALOGUE, Declaration, Requirement
+from services.scalars.model.locations import ActivationLocationType, Dimension
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "scalars.md"
+
+_LETTERS = {
+    Dimension.SEQUENCE_TOKENS: "T",
+    Dimension.ATTENDED_TO_SEQUENCE_TOKENS: "S",
+    Dimension.SEQUENCE_TOKEN_PAIRS: "P",
+    Dimension.RESIDUAL_STREAM_CHANNELS: "D",
+    Dimension.VOCAB_SIZE: "V",
+    Dimension.ATTN_HEADS: "H",
+    Dimension.QUERY_AND_KEY_CHANNELS: "dh",
+    Dimension.VALUE_CHANNELS: "dh",
+    Dimension.MLP_ACTS: "F",
+    Dimension.AUTOENCODER_LATENTS: "A",
+    Dimension.SINGLETON: "1",
+}
+
+_INTRODUCTION = """\
+# Derived scalar types
+
+Made by `python -m services.scalars.catalogue` from the declarations in that package;
+don't edit it.
+
+A derived scalar type is a named quantity that a model's activations and gradients determine.
+In shapes, T counts tokens, S attended-to tokens (as many), P the token pairs of the lower triangle
+row by row (T(T+1)/2), D residual stream channels, V vocabulary entries, H attention heads, dh the
+channels of a head, F MLP neurons, A autoencoder latents. In formulas, x0 is the embedding, x_l the
+residual stream after layer l, x_mid that between attention and MLP, f the MLP's post-activation, P
+the attention probabilities, v the values, z the latents, w_n the write vector of latent n, d(.) the
+gradient of the loss, g the gradient at the residual stream after the last layer, g~ that at the
+residual stream before a traced node.
+
+A request for a gradient, whether in the formula or as the backward pass, needs a loss. A scalar
+that is the effect of a write on a later place is 0 at layers that are not upstream of it. The
+backward pass is the gradient of the loss with respect to the scalar; where a type has none, asking
+for it is an error that lists those that have one. Types that are not served yet are answered
+UNIMPLEMENTED.
+"""
+
+_LOCATIONS_INTRODUCTION = """\
+## Activation locations
+
+Places whose activations, or gradients, a request can overwrite (ablate): elements are named by one
+index, or all, for each dimension. The forward pass goes on from the overwritten activation, the
+backward pass from the overwritten gradient; what is derived sees both. Attention probabilities are
+not brought back to a sum of 1. `resid.post_attn_ln` and `resid.post_mlp_ln` are the normalised
+inputs of attention and MLP, gain and bias applied.
+"""
+
+
+def render() -> str:
+    """The document's text."""
+    served = [each for each in CATALOGUE if each.make is not None]
+    later = [each for each in CATALOGUE if each.make is None]
+    parts = [
+        _INTRODUCTION,
+        f"## Served ({len(served)})\n",
+        _table(served),
+        f"## Not served yet ({len(later)})\n",
+        _table(later),
+        _LOCATIONS_INTRODUCTION,
+        _locations(),
+    ]
+    return "\n".join(parts)
+
+
+def _table(declarations: list[Declaration]) -> str:
+    lines = ["| type | shape | formula | needs | passes |", "|---|---|---|---|---|"]
+    for each in declarations:
+        needs = "; ".join(r.value for r in Requirement if r in each.requirements)
+        passes = "forward, backward" if each.backward else "forward"
+        lines.append(
+            f"| `{each.dst.name}` | {_shape(each.dst.dimensions)} | {each.formula} | {needs} "
+            f"| {passes} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _locations() -> str:
+    lines = ["| location | shape | layers | served |", "|---|---|---|---|"]
+    lines += [
+        f"| `{each.value}` | {_shape(each.dimensions)} | {_yes(each.has_layers)} "
+        f"| {_yes(each.exists_by_default)} |"
+        for each in ActivationLocationType
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shape(dimensions: tuple[Dimension, ...]) -> str:
+    return " × ".join(_LETTERS[each] for each in dimensions)
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"

@@ -1,0 +1,85 @@
+"""The catalogue: complete, in the contract's order, and the document made from it."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+from neuropil.common import v1 as common
+from neuropil.scalars import v1 as scalars
+from services.scalars import convert
+from services.scalars.catalogue import CATALOGUE, Catalogue, Requirement
+from services.scalars.catalogue.document import DOCUMENT, render
+from services.scalars.losses import LossKind
+from services.scalars.model.locations import (
+    ActivationLocationType,
+    Dimension,
+    NodeType,
+    PassType,
+)
+
+SERVED_ROWS = {*range(1, 18), *range(19, 25), *range(27, 45), *range(54, 57), 58, 59, 72, 86}
+"""Rows of the contract that this release serves."""
+
+WITH_BACKWARD = {*range(1, 18), 19, 20, 42, 59}
+
+
+def test_holds_every_type_of_the_contract_in_order() -> None:
+    numbers = [convert.SCALAR_TYPES.number(each.dst.name) for each in CATALOGUE]
+    assert numbers == list(range(1, len(common.DerivedScalarType.keys())))
+    assert len(numbers) == 106
+
+
+def test_says_what_is_served() -> None:
+    served = {
+        convert.SCALAR_TYPES.number(each.dst.name) for each in CATALOGUE if each.make is not None
+    }
+    assert served == SERVED_ROWS
+    backward = {
+        convert.SCALAR_TYPES.number(each.dst.name)
+        for each in CATALOGUE
+        if each.make is not None and each.backward
+    }
+    assert backward == WITH_BACKWARD
+
+
+def test_every_type_has_a_formula_and_a_node_type() -> None:
+    for each in CATALOGUE:
+        assert each.formula
+        assert each.dst.node_type in NodeType
+        assert each.dst.has_layers == (Requirement.NO_LAYER not in each.requirements)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (convert.LOCATIONS, ActivationLocationType),
+        (convert.DIMENSIONS, Dimension),
+        (convert.NODE_TYPES, NodeType),
+        (convert.PASS_TYPES, PassType),
+        (convert.LOSS_KINDS, LossKind),
+    ],
+)
+def test_every_enum_of_the_contract_has_its_counterpart(names: object, kind: type) -> None:
+    numbers = {names.number(each.value) for each in kind}  # type: ignore[attr-defined]
+    enum: EnumTypeWrapper = {
+        ActivationLocationType: common.ActivationLocationType,
+        Dimension: common.Dimension,
+        NodeType: common.NodeType,
+        PassType: common.PassType,
+        LossKind: scalars.LossKind,
+    }[kind]
+    assert numbers == {number for number in enum.values() if number}
+    for number in numbers:
+        assert names.number(names.member(kind, number, "").value) == number  # type: ignore[attr-defined]
+
+
+def test_a_name_is_declared_once() -> None:
+    with pytest.raises(ValueError, match="logits is declared twice"):
+        Catalogue([CATALOGUE["logits"], CATALOGUE["logits"]])
+
+
+def test_the_document_is_current() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == render(), (
+        "run `python -m services.scalars.catalogue`"
+    )
