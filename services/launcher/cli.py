@@ -1,0 +1,129 @@
+"""The command `neuropil`.
+
+Exit codes: 0 for an end as asked, 2 where the command line or the configuration can't be used, 130
+after Ctrl-C, else 1. Whatever goes wrong is told in one line on standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from services.launcher.processes import NOT_CONFIGURED, ChildFailed, announce_failure
+from services.launcher.service_names import ServiceName
+from shared.errors import ConfigurationError
+
+app = typer.Typer(
+    help="The serving backend for automated interpretability of language models.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Option(help="The deployment's YAML file.")]
+Host = Annotated[str, typer.Option(help="Loopback address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")]
+
+
+# What a command needs is imported when it runs, so that `neuropil serve records` works where the
+# packages of the others are not installed.
+
+
+@app.command()
+def up(
+    config: Config,
+    http_port: Port = 8000,
+    records_port: Port = 50051,
+    scalars_port: Port = 50052,
+    simulation_port: Port = 50053,
+    host: Host = "127.0.0.1",
+) -> None:
+    """Run everything on this machine until SIGINT or SIGTERM.
+
+    Prints `ready URL` once every service answers, then a line for each service.
+    """
+    from services.launcher.up import Listening, run_up
+
+    listening = Listening(host, http_port, records_port, scalars_port, simulation_port)
+    asyncio.run(run_up(config, listening))
+
+
+@app.command()
+def serve(
+    service: Annotated[ServiceName, typer.Argument(help="The service to run.")],
+    config: Config,
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="0 picks a free one; default: as `neuropil up`."),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of /metrics; default: metrics.port."),
+    ] = None,
+    end_with_parent: Annotated[
+        bool, typer.Option("--end-with-parent", help="End when standard input closes.")
+    ] = False,
+) -> None:
+    """Run one service in this process, as a container does."""
+    from services.launcher.serving import run_service
+
+    try:
+        run_service(
+            service,
+            config,
+            host=host,
+            port=port,
+            metrics_port=metrics_port,
+            end_with_parent=end_with_parent,
+        )
+    except ConfigurationError as error:
+        if not end_with_parent:
+            raise
+        announce_failure(NOT_CONFIGURED, str(error))
+        raise typer.Exit(NOT_CONFIGURED) from None
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def collate(context: typer.Context) -> None:
+    """Record what makes a model's components active, over a corpus."""
+    # Nothing of this process is needed any more: signals and the exit code are collate's own.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "services.collate", *context.args])
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; give the exit code."""
+    try:
+        code = app(args=list(arguments), prog_name="neuropil", standalone_mode=False)
+        sys.stdout.flush()
+    except TyperException as error:
+        return _fail(NOT_CONFIGURED, error.format_message())
+    except ConfigurationError as error:
+        return _fail(NOT_CONFIGURED, str(error))
+    except ChildFailed as error:
+        return _fail(error.exit_code, str(error))
+    except OSError as error:
+        # What standard output did not take must not be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _fail(1, str(error))
+    return code if isinstance(code, int) else 0
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"neuropil: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
