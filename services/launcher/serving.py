@@ -37,19 +37,27 @@ def run_service(
     """
     deployment = load_deployment(config)
     check_host(host)
+    port = DEFAULT_PORTS[name] if port is None else port
+    metrics_port = deployment.metrics.port if metrics_port is None else metrics_port
+    if name is ServiceName.GATEWAY:
+        _named(name, *_GATEWAY)(
+            deployment,
+            host=host,
+            port=port,
+            metrics_port=metrics_port,
+            end_with_parent=end_with_parent,
+        )
+        return
+    lifespan = _named(name, *_LIFESPANS[name])
     options = ServerOptions(
         name=name.value,
         host=host,
-        port=DEFAULT_PORTS[name] if port is None else port,
-        metrics_port=deployment.metrics.port if metrics_port is None else metrics_port,
+        port=port,
+        metrics_port=metrics_port,
         limits=deployment.limits,
         end_with_parent=end_with_parent,
     )
-    if name is ServiceName.GATEWAY:
-        _named(name, *_GATEWAY)(deployment, options)
-    else:
-        lifespan = _named(name, *_LIFESPANS[name])
-        serve(lambda: lifespan(deployment), options)
+    serve(lambda: lifespan(deployment), options)
 
 
 def _named(service: ServiceName, module: str, function: str) -> Any:

@@ -81,13 +81,21 @@ async def running_deployment(
             if name == "records" and (embedded := await cache):
                 environment[f"{ENV_PREFIX}CACHE__URL"] = addresses["cache"] = embedded
             command = _service_command(name, config, listening.host, ports[name], environment)
-            if name == "gateway":
-                await supervisor.start(command, lambda _: wait_until_answering(f"{url}/healthz"))
-            else:
-                await supervisor.start(command, wait_until_serving)
+            await supervisor.start(command, ready_gateway if name == "gateway" else ready_service)
             missing.discard(name)
 
+        async def ready_service(address: str) -> None:
+            await wait_until_serving(address)
+            healthy.release()
+
+        async def ready_gateway(address: str) -> None:
+            # It is ready when the others are: asked before, it would only fill the log.
+            for _ in range(len(ports) - 1):
+                await healthy.acquire()
+            await wait_until_answering(f"http://{address}/healthz")
+
         missing = set(ports)
+        healthy = asyncio.Semaphore(0)
         try:
             async with asyncio.TaskGroup() as group:
                 cache = group.create_task(start_cache())
