@@ -28,7 +28,7 @@ EXPLANATIONS_TTL_SECONDS = 60.0
 """Explanations change while the service runs, and another process may have changed them."""
 
 # Parsing less than this takes about as long as handing it to a thread.
-_PARSE_INLINE_BYTES = 64 * 1024
+_PARSE_INLINE_BYTES = 128 * 1024
 _BATCH_WINDOW = 32
 
 _Parsed = TypeVar("_Parsed")

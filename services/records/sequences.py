@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from shared.errors import InvalidArgument
 from shared.formats import token_pairs
 from shared.formats.decoding import corrupt
 from shared.formats.records import ActivationRecord
+
+# Coordinates of at most so many places are kept for the next record: 2 MB each.
+_LARGEST_KEPT = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +196,9 @@ def _summaries(
         return tuple(np.zeros(num_tokens) for _ in range(4))
     rows, columns = _coordinates(lengths, caps)
     finite = np.isfinite(values)
-    addends = np.where(finite, values, 0.0)
-    candidates = np.where(finite, values, -np.inf)
+    every = bool(finite.all())
+    addends = values if every else np.where(finite, values, 0.0)
+    candidates = values if every else np.where(finite, values, -np.inf)
     max_in = np.full(num_tokens, -np.inf)
     np.maximum.at(max_in, rows, candidates)
     max_out = np.full(num_tokens, -np.inf)
@@ -209,11 +214,23 @@ def _coordinates(
     lengths: list[int], caps: list[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Attending and attended-to token of every value, as positions among all tokens."""
-    shapes = list(zip(lengths, caps, strict=True))
+    shapes = tuple(zip(lengths, caps, strict=True))
+    if sum(length * cap for length, cap in shapes) <= _LARGEST_KEPT:
+        return _kept_coordinates(shapes)
+    return _new_coordinates(shapes)
+
+
+def _new_coordinates(
+    shapes: tuple[tuple[int, int], ...],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     of_shape = {shape: token_pairs.coordinates(*shape) for shape in set(shapes)}
     num_pairs = [len(of_shape[shape][0]) for shape in shapes]
-    ends = np.cumsum(np.array(lengths, dtype=np.int64))
-    firsts = np.repeat(ends - lengths, num_pairs)
+    lengths = np.array([length for length, _ in shapes], dtype=np.int64)
+    firsts = np.repeat(np.cumsum(lengths) - lengths, num_pairs)
     rows = np.concatenate([of_shape[shape][0] for shape in shapes])
     columns = np.concatenate([of_shape[shape][1] for shape in shapes])
     return rows + firsts, columns + firsts
+
+
+# The sequences of a dataset's records mostly have the same lengths.
+_kept_coordinates = lru_cache(maxsize=8)(_new_coordinates)
