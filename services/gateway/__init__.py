@@ -1,0 +1,1 @@
+"""The HTTP/JSON gateway: parses a request, makes one call, answers."""

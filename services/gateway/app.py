@@ -1,0 +1,103 @@
+"""Puts the HTTP application together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from neuropil.channel import MEBIBYTE
+from services.gateway.backends import open_backends
+from services.gateway.errors import (
+    GatewayError,
+    from_domain_error,
+    from_http_error,
+    from_validation_error,
+    internal_error,
+)
+from services.gateway.gateway import Gateway
+from services.gateway.middleware import TIMEOUT_HEADER, RequestMiddleware
+from services.gateway.openapi import describe, operation_id
+from services.gateway.routes import explainer, inference, later, pages, read
+from shared.errors import NeuropilError
+from shared.rpc.context import REQUEST_ID_KEY
+from shared.settings import Deployment
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
+"""Pages on the machine itself may always call."""
+
+_DESCRIPTION = f"""\
+Records, derived scalars and simulations of the parts of a language model.
+
+A request may bring an id (`{REQUEST_ID_KEY}`, returned) and the seconds that it may take
+(`{TIMEOUT_HEADER}`). Errors are `message`, `code`, `reason` and `field`; a body that does not fit
+its schema is answered with 422 and `detail`. Numbers that are not finite are null.
+"""
+
+
+def create_app(deployment: Deployment) -> ASGIApp:
+    """The application of a deployment, with all that surrounds its requests."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_backends(deployment) as backends:
+            app.state.gateway = Gateway(backends)
+            yield
+
+    app = FastAPI(
+        title="Neuropil",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        generate_unique_id_function=operation_id,
+        separate_input_output_schemas=False,
+        max_body_size=deployment.http.max_body_megabytes * MEBIBYTE,
+    )
+    for module in (read, inference, explainer, pages, later):
+        app.include_router(module.router)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    _answer_failures(app)
+    return CORSMiddleware(
+        RequestMiddleware(
+            app,
+            routes={route.path for route in app.routes if hasattr(route, "path")},
+            default_seconds=deployment.limits.default_deadline_seconds,
+        ),
+        allow_origins=deployment.http.cors_origins,
+        allow_origin_regex=LOOPBACK_ORIGIN,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_credentials=True,
+        expose_headers=[REQUEST_ID_KEY, read.PARTIAL_HEADER, "Retry-After"],
+    )
+
+
+def _answer_failures(app: FastAPI) -> None:
+    @app.exception_handler(GatewayError)
+    async def gateway_error(request: Request, error: GatewayError) -> Response:
+        return error.response()
+
+    @app.exception_handler(NeuropilError)
+    async def domain_error(request: Request, error: NeuropilError) -> Response:
+        return from_domain_error(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        return from_validation_error(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return from_http_error(error)
+
+    @app.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> Response:
+        return internal_error().response()

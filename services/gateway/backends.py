@@ -1,0 +1,113 @@
+"""The services behind the gateway: their channels, stubs and health."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from neuropil.errors import from_rpc_error
+from neuropil.records import v1 as records
+from neuropil.scalars import v1 as scalars
+from neuropil.simulation import v1 as simulation
+from services.gateway.errors import (
+    MODEL_NOT_CONFIGURED,
+    GatewayError,
+    from_service_error,
+    internal_error,
+)
+from shared.rpc.channel import open_service_channel
+from shared.settings import Deployment
+
+if TYPE_CHECKING:
+    from neuropil.records.v1.records_service_pb2_grpc import RecordReaderAsyncStub
+    from neuropil.scalars.v1.scalars_service_pb2_grpc import DerivedScalarsAsyncStub
+    from neuropil.simulation.v1.simulation_service_pb2_grpc import SimulationAsyncStub
+
+_HEALTH_SECONDS = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Backends:
+    """One channel to each service. Without a model there are no derived scalars."""
+
+    channels: dict[str, grpc.aio.Channel]
+    records: RecordReaderAsyncStub
+    simulation: SimulationAsyncStub
+    optional_scalars: DerivedScalarsAsyncStub | None
+
+    @property
+    def scalars(self) -> DerivedScalarsAsyncStub:
+        """Derived scalars; 503 where the deployment has no model."""
+        if self.optional_scalars is None:
+            raise GatewayError(
+                503,
+                "this deployment has no model; add `model` to its configuration",
+                code="FAILED_PRECONDITION",
+                reason=MODEL_NOT_CONFIGURED,
+            )
+        return self.optional_scalars
+
+    async def health(self) -> dict[str, bool]:
+        """Whether each service answers its health check with SERVING."""
+        names = list(self.channels)
+        answers = await asyncio.gather(*(_is_serving(self.channels[name]) for name in names))
+        return dict(zip(names, answers, strict=True))
+
+
+async def _is_serving(channel: grpc.aio.Channel) -> bool:
+    stub = health_pb2_grpc.HealthStub(channel)
+    try:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
+    except grpc.RpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@asynccontextmanager
+async def open_backends(deployment: Deployment) -> AsyncIterator[Backends]:
+    """Open the channels; they connect when first used, and close at the end."""
+    addresses = {"records": deployment.services.records}
+    if deployment.model is not None:
+        addresses["scalars"] = deployment.services.scalars
+    addresses["simulation"] = deployment.services.simulation
+    async with AsyncExitStack() as stack:
+        channels = {
+            name: await stack.enter_async_context(
+                open_service_channel(address, message_megabytes=deployment.limits.message_megabytes)
+            )
+            for name, address in addresses.items()
+        }
+        derived = channels.get("scalars")
+        yield Backends(
+            channels,
+            records.RecordReaderStub(channels["records"]),
+            simulation.SimulationStub(channels["simulation"]),
+            None if derived is None else scalars.DerivedScalarsStub(derived),
+        )
+
+
+@asynccontextmanager
+async def calling(service: str, prefix: str = "") -> AsyncIterator[None]:
+    """Answer a failed call of `service` inside the block with the failure that the client sees.
+
+    `prefix` is the path of the part of the body that the call was made from.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        failure = from_rpc_error(error)
+        answer = from_service_error(failure, service, prefix)
+        if answer is None:
+            _log.error("service_failed", to=service, code=failure.code, detail=failure.message)
+            answer = internal_error()
+        raise answer from error

@@ -1,0 +1,242 @@
+"""Answers as JSON, from the columns of the contract's messages.
+
+No object is made a value: a column becomes a list, or goes to the encoder as an array, and a token
+becomes one dictionary. Values that are not finite become null. Encoding gives way to other requests
+about once a millisecond, so that a large answer holds nobody up; a thread would not help, as the
+encoder keeps the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from neuropil.common import v1 as common
+from neuropil.records import v1 as records
+from neuropil.tensors import to_array
+
+# Numbers in one piece of a large answer: about half a millisecond of encoding.
+_PIECE_SIZE = 16_384
+_TURN_SECONDS = 0.001
+
+
+def encode(value: Any) -> bytes:
+    """JSON of dictionaries, lists, numbers and arrays."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Assembler:
+    """Puts answers together piece by piece, one answer at a time.
+
+    One at a time, as side by side they would take each other's turns and all end late.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def assemble(self, pieces: Iterable[bytes]) -> bytes:
+        """The pieces in one; other tasks run in between."""
+        async with self._turn:
+            parts: list[bytes] = []
+            started = time.perf_counter()
+            for piece in pieces:
+                parts.append(piece)
+                if time.perf_counter() - started > _TURN_SECONDS:
+                    await asyncio.sleep(0)
+                    started = time.perf_counter()
+            return b"".join(parts)
+
+
+def token_record_pieces(record: records.GetTokenRecordResponse) -> Iterator[bytes]:
+    """Answer of /neuron_record."""
+    yield b'{"dataset":' + encode(record.dataset)
+    yield b',"maxActivation":' + encode(record.max_activation)
+    yield b',"topActivations":'
+    yield from _token_sequences(record.top_sequences)
+    yield b',"randomSample":'
+    yield from _token_sequences(record.random_sequences)
+    if record.quantile_sequences:
+        yield b',"quantileSamples":'
+        yield from array(_token_sequences(each) for each in record.quantile_sequences)
+    yield from _statistics(record)
+
+
+def token_pair_record_pieces(record: records.GetTokenPairRecordResponse) -> Iterator[bytes]:
+    """Answer of /attention_head_record."""
+    yield b'{"dataset":' + encode(record.dataset)
+    yield b',"maxAttentionActivation":' + encode(record.max_activation)
+    yield b',"mostPositiveTokenSequences":'
+    yield from token_pair_sequences_pieces(record.top_sequences)
+    yield b',"randomTokenSequences":'
+    yield from token_pair_sequences_pieces(record.random_sequences)
+    if record.quantile_sequences:
+        yield b',"quantileSamples":'
+        yield from array(token_pair_sequences_pieces(each) for each in record.quantile_sequences)
+    yield from _statistics(record)
+
+
+def token_pair_sequences_pieces(sequences: common.TokenPairSequences) -> Iterator[bytes]:
+    """An array of sequences, each an array of attending tokens."""
+    rows = TokenPairRows(sequences)
+    yield from array(
+        rows.pieces(start, stop) for start, stop in _ranges(sequences.sequence_lengths)
+    )
+
+
+def _statistics(
+    record: records.GetTokenRecordResponse | records.GetTokenPairRecordResponse,
+) -> Iterator[bytes]:
+    if record.quantile_boundaries:
+        yield b',"quantileBoundaries":' + encode(list(record.quantile_boundaries))
+    if record.HasField("moments"):
+        moments = record.moments
+        yield b',"moments":' + encode(
+            {
+                name: getattr(moments, name) if moments.HasField(name) else None
+                for name in ("mean", "variance", "skewness", "kurtosis")
+            }
+        )
+    yield b"}"
+
+
+def _token_sequences(sequences: common.TokenSequences) -> Iterator[bytes]:
+    tokens = list(sequences.tokens)
+    scalars = _column(sequences.activations, len(tokens))
+    normalized = _column(sequences.normalized_activations, len(tokens))
+
+    def pieces(start: int, stop: int) -> Iterator[bytes]:
+        for first in range(start, stop, _PIECE_SIZE):
+            part = slice(first, min(first + _PIECE_SIZE, stop))
+            yield bare(
+                [
+                    {"token": token, "scalar": scalar, "normalizedScalar": value}
+                    for token, scalar, value in zip(
+                        tokens[part], scalars[part].tolist(), normalized[part].tolist(), strict=True
+                    )
+                ]
+            )
+
+    yield from array(
+        bracket(pieces(start, stop)) for start, stop in _ranges(sequences.sequence_lengths)
+    )
+
+
+class TokenPairRows:
+    """The attending tokens of all sequences, each with its row of token pairs."""
+
+    def __init__(self, sequences: common.TokenPairSequences) -> None:
+        self._tokens = list(sequences.tokens)
+        lengths = np.asarray(sequences.sequence_lengths, dtype=np.int64)
+        caps = np.asarray(sequences.attended_to_caps, dtype=np.int64)
+        firsts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        positions = np.arange(len(self._tokens)) - firsts
+        sizes = np.minimum(positions + 1, np.repeat(caps, lengths))
+        self._ends: NDArray[np.int64] = np.cumsum(sizes)
+        self._starts = self._ends - sizes
+        pairs = int(self._ends[-1]) if len(self._ends) else 0
+        self._scalars = _column(sequences.activations, pairs)
+        self._normalized = _column(sequences.normalized_activations, pairs)
+        self._summaries = [
+            _column(tensor, len(self._tokens))
+            for summary in (
+                sequences.total_in,
+                sequences.max_in,
+                sequences.total_out,
+                sequences.max_out,
+            )
+            for tensor in (summary.values, summary.normalized_values)
+        ]
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """The array of the tokens from `start` to before `stop`."""
+        return bracket(self._bare_pieces(start, stop))
+
+    def _bare_pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        while start < stop:
+            enough = int(np.searchsorted(self._ends, self._starts[start] + _PIECE_SIZE))
+            end = min(max(enough, start + 1), stop)
+            yield bare(self._objects(slice(start, end)))
+            start = end
+
+    def _objects(self, part: slice) -> list[dict[str, object]]:
+        scalars, normalized = self._scalars, self._normalized
+        return [
+            {
+                "token": token,
+                "scalars": scalars[start:end],
+                "normalizedScalars": normalized[start:end],
+                "totalScalarIn": total_in,
+                "normalizedTotalScalarIn": normalized_total_in,
+                "maxScalarIn": max_in,
+                "normalizedMaxScalarIn": normalized_max_in,
+                "totalScalarOut": total_out,
+                "normalizedTotalScalarOut": normalized_total_out,
+                "maxScalarOut": max_out,
+                "normalizedMaxScalarOut": normalized_max_out,
+            }
+            for (
+                token,
+                start,
+                end,
+                total_in,
+                normalized_total_in,
+                max_in,
+                normalized_max_in,
+                total_out,
+                normalized_total_out,
+                max_out,
+                normalized_max_out,
+            ) in zip(
+                self._tokens[part],
+                self._starts[part].tolist(),
+                self._ends[part].tolist(),
+                *(column[part].tolist() for column in self._summaries),
+                strict=True,
+            )
+        ]
+
+
+def _column(tensor: common.Tensor, size: int) -> NDArray[Any]:
+    """A column of `size` values; a message without values may leave the tensor out."""
+    if size == 0:
+        return np.empty(0, dtype=np.float32)
+    column = to_array(tensor)
+    if column.shape != (size,):
+        raise ValueError(f"a column of shape {column.shape} where {size} values belong")
+    return column
+
+
+def _ranges(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for length in lengths:
+        yield start, start + length
+        start += length
+
+
+def bare(values: list[dict[str, object]]) -> bytes:
+    """The elements of an array without its brackets."""
+    return encode(values)[1:-1]
+
+
+def bracket(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """An array whose elements come several a piece, separated by commas."""
+    yield b"["
+    for position, piece in enumerate(pieces):
+        yield b"," + piece if position else piece
+    yield b"]"
+
+
+def array(elements: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """An array whose elements come in one or more pieces each."""
+    yield b"["
+    for position, element in enumerate(elements):
+        if position:
+            yield b","
+        yield from element
+    yield b"]"

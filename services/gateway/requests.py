@@ -1,0 +1,239 @@
+"""Bodies that clients send.
+
+Keys are camelCase, snake_case is accepted, unknown keys are ignored, a number may be written as a
+string. What does not fit the schema is told from what fits and is impossible all the same (a
+negative or fractional index, text that is no Unicode): the first is answered with 422, the second,
+raised as `IMPOSSIBLE`, with 400.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from services.gateway.names import (
+    ActivationLocationType,
+    AttentionTraceType,
+    DerivedScalarType,
+    Dimension,
+    GroupId,
+    LossFnName,
+    NodeType,
+    PassType,
+    PreOrPostAct,
+)
+
+IMPOSSIBLE = "impossible"
+"""Type of the validation errors that are answered with 400."""
+
+_MAX_INT32 = 2**31 - 1
+_MAX_INT64 = 2**63 - 1
+
+
+def _refuse_fraction(value: Any) -> Any:
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+    if isinstance(number, float) and not (math.isfinite(number) and number.is_integer()):
+        raise PydanticCustomError(IMPOSSIBLE, "must be a whole number")
+    return int(number) if isinstance(value, float) else value
+
+
+def _refuse_huge(value: int) -> int:
+    if abs(value) > _MAX_INT64:
+        raise PydanticCustomError(IMPOSSIBLE, "must be below 2^63")
+    return value
+
+
+def _refuse_large(value: int) -> int:
+    if abs(value) > _MAX_INT32:
+        raise PydanticCustomError(IMPOSSIBLE, "must be below 2^31")
+    return value
+
+
+def _refuse_negative(value: int) -> int:
+    if value < 0:
+        raise PydanticCustomError(IMPOSSIBLE, "must not be negative")
+    return value
+
+
+def _refuse_surrogates(value: str) -> str:
+    # JSON can spell half a character ("\ud800"), which no text has.
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise PydanticCustomError(IMPOSSIBLE, "must be Unicode text without lone surrogates")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_refuse_fraction), AfterValidator(_refuse_huge)]
+Index = Annotated[Integer, AfterValidator(_refuse_negative)]
+Count = Annotated[Integer, AfterValidator(_refuse_large), AfterValidator(_refuse_negative)]
+Text = Annotated[str, AfterValidator(_refuse_surrogates)]
+AllIndices = Literal["All"]
+
+
+class Body(BaseModel):
+    """What all bodies have in common."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, frozen=True
+    )
+
+
+class ComponentId(Body):
+    """A component, by what is derived of it."""
+
+    dst: DerivedScalarType
+    layer_index: Index
+    activation_index: Index
+
+
+class NodeIdAndDatasets(ComponentId):
+    """A component and the datasets to look for it in, in that order."""
+
+    datasets: list[Text]
+
+
+class RecordRequest(NodeIdAndDatasets):
+    """A record, and what of it is asked for besides its top and random sequences."""
+
+    include_quantile_samples: bool = False
+    include_moments: bool = False
+
+
+class ExistingExplanationsRequest(ComponentId):
+    """Exactly one of the two says where to look."""
+
+    explanation_datasets: list[Text]
+    neuron_dataset: Text | None = None
+
+
+class ScoreRequest(NodeIdAndDatasets):
+    """An explanation to score against a component's record."""
+
+    explanation: Text
+    max_sequences: Count | None = None
+
+
+class MirroredActivationIndex(Body):
+    """An activation, or a slice of activations, by place."""
+
+    activation_location_type: ActivationLocationType
+    tensor_indices: list[Index | AllIndices]
+    layer_index: Index | None = None
+    pass_type: PassType
+
+
+class MirroredNodeIndex(Body):
+    """A node; a null index means all of the dimension."""
+
+    node_type: NodeType
+    tensor_indices: list[Index | None]
+    layer_index: Index | None = None
+    pass_type: PassType
+
+
+class AblationSpec(Body):
+    """What to overwrite, with which value."""
+
+    index: MirroredActivationIndex
+    value: float
+
+
+class LossFnConfig(Body):
+    """What the backward pass starts from."""
+
+    name: LossFnName
+    target_tokens: list[Text] | None = None
+    distractor_tokens: list[Text] | None = None
+
+
+class MirroredTraceConfig(Body):
+    """A node that the backward pass starts from."""
+
+    node_index: MirroredNodeIndex
+    pre_or_post_act: PreOrPostAct
+    detach_layer_norm_scale: bool
+    attention_trace_type: AttentionTraceType | None = None
+    downstream_trace_config: MirroredTraceConfig | None = None
+
+
+class InferenceRequestSpec(Body):
+    """What to run on the model."""
+
+    prompt: Text
+    ablation_specs: list[AblationSpec] | None = None
+    loss_fn_config: LossFnConfig | None = None
+    trace_config: MirroredTraceConfig | None = None
+    activation_index_for_within_layer_grad: MirroredActivationIndex | None = None
+
+
+class DerivedScalarsRequestSpec(Body):
+    """The scalars of one component at every token."""
+
+    spec_type: Literal["derived_scalars_request_spec"] = "derived_scalars_request_spec"
+    dst: DerivedScalarType
+    layer_index: Index | None = None
+    activation_index: Index
+    normalize_activations_using_neuron_record: NodeIdAndDatasets | None = None
+    pass_type: PassType = PassType("forward")
+    num_top_tokens: Count | None = None
+
+
+class DerivedScalarsRequest(Body):
+    """A run of the model and what to derive from it."""
+
+    inference_request_spec: InferenceRequestSpec
+    derived_scalars_request_spec: DerivedScalarsRequestSpec
+
+
+class DerivedAttentionScalarsRequestSpec(Body):
+    """The scalars of one component at every token pair."""
+
+    spec_type: Literal["derived_attention_scalars_request_spec"] = (
+        "derived_attention_scalars_request_spec"
+    )
+    dst: DerivedScalarType
+    layer_index: Index | None = None
+    activation_index: Index
+    normalize_activations_using_neuron_record: NodeIdAndDatasets | None = None
+    """Accepted, and without effect: the scalars are normalised by the prompt's own maxima."""
+
+
+class DerivedAttentionScalarsRequest(Body):
+    """A run of the model and what to derive from it."""
+
+    inference_request_spec: InferenceRequestSpec
+    derived_attention_scalars_request_spec: DerivedAttentionScalarsRequestSpec
+
+
+class MultipleTopKDerivedScalarsRequestSpec(Body):
+    """The strongest nodes over groups of derived scalar types."""
+
+    spec_type: Literal["multiple_top_k_derived_scalars_request_spec"] = (
+        "multiple_top_k_derived_scalars_request_spec"
+    )
+    dst_list_by_group_id: dict[GroupId, list[DerivedScalarType]]
+    token_index: Integer | None = None
+    top_and_bottom_k: Count | None = None
+    pass_type: PassType = PassType("forward")
+    dimensions_to_keep_for_intermediate_sum: list[Dimension] = Field(
+        default_factory=lambda: [
+            Dimension("sequence_tokens"),
+            Dimension("attended_to_sequence_tokens"),
+        ]
+    )
+    exclude_bottom_k: bool = False
+
+
+class MultipleTopKDerivedScalarsRequest(Body):
+    """A run of the model and what to derive from it."""
+
+    inference_request_spec: InferenceRequestSpec
+    multiple_top_k_derived_scalars_request_spec: MultipleTopKDerivedScalarsRequestSpec
