@@ -1,15 +1,16 @@
-"""Between the contract's messages and the domain's objects, and nothing more."""
+"""Between the contract's messages and the domain's objects, and nothing more.
+
+Requests have passed the contract's own rules: no enum is unset where one is needed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from enum import StrEnum
-from typing import TypeVar
 
 import numpy as np
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from numpy.typing import NDArray
 
+from neuropil import names
 from neuropil.common import v1 as common
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_tensor
@@ -42,41 +43,6 @@ MAX_ROW_BYTES = 15 << 20
 
 INDICES_PER_NODE = 3
 
-Name = TypeVar("Name", bound=StrEnum)
-
-
-class _Names:
-    """Numbers of an enum of the contract, by the name that the domain uses."""
-
-    def __init__(self, enum: EnumTypeWrapper, prefix: str) -> None:
-        self._numbers = {
-            name.removeprefix(prefix).lower(): number
-            for name, number in enum.items()
-            if number != 0
-        }
-        self._names = {number: name for name, number in self._numbers.items()}
-
-    def number(self, name: str) -> int:
-        return self._numbers[name.replace(".", "_")]
-
-    def name(self, number: int, field: str) -> str:
-        if number not in self._names:
-            raise InvalidArgument(f"{number} is no value of the contract", field=field)
-        return self._names[number]
-
-    def member(self, kind: type[Name], number: int, field: str) -> Name:
-        name = self.name(number, field)
-        return next(each for each in kind if each.value.replace(".", "_") == name)
-
-
-SCALAR_TYPES = _Names(common.DerivedScalarType, "DERIVED_SCALAR_TYPE_")
-LOCATIONS = _Names(common.ActivationLocationType, "ACTIVATION_LOCATION_TYPE_")
-DIMENSIONS = _Names(common.Dimension, "DIMENSION_")
-NODE_TYPES = _Names(common.NodeType, "NODE_TYPE_")
-PASS_TYPES = _Names(common.PassType, "PASS_TYPE_")
-LOSS_KINDS = _Names(scalars.LossKind, "LOSS_KIND_")
-GROUP_IDS = _Names(scalars.GroupId, "GROUP_ID_")
-
 _REQUIREMENTS = {
     Requirement.GRADIENT: scalars.SCALAR_REQUIREMENT_GRADIENT,
     Requirement.NO_LAYER: scalars.SCALAR_REQUIREMENT_NO_LAYER,
@@ -102,45 +68,42 @@ def inference_spec(message: scalars.InferenceSpec, field: str = "inference") -> 
     return InferenceSpec(
         prompt=message.prompt,
         ablations=tuple(
-            AblationSpec(
-                activation_index(each.index, f"{field}.ablations[{position}].index"), each.value
-            )
-            for position, each in enumerate(message.ablations)
+            AblationSpec(activation_index(each.index), each.value) for each in message.ablations
         ),
-        loss=_loss(message.loss, f"{field}.loss") if message.HasField("loss") else None,
+        loss=_loss(message.loss) if message.HasField("loss") else None,
     )
 
 
-def _loss(message: scalars.LossFunction, field: str) -> LossSpec:
+def _loss(message: scalars.LossFunction) -> LossSpec:
     return LossSpec(
-        kind=LOSS_KINDS.member(LossKind, message.kind, f"{field}.kind"),
+        kind=LossKind(names.LOSS_KINDS.name(message.kind)),
         target_tokens=tuple(message.target_tokens),
         distractor_tokens=tuple(message.distractor_tokens),
         position=message.position if message.HasField("position") else None,
     )
 
 
-def pass_type(number: int, field: str) -> PassType:
+def pass_type(number: int) -> PassType:
     """A pass type, forward where none is set."""
-    return PASS_TYPES.member(PassType, number, field) if number else PassType.FORWARD
+    return PassType(names.PASS_TYPES.name(number)) if number else PassType.FORWARD
 
 
-def activation_index(message: common.ActivationIndex, field: str) -> ActivationIndex:
+def activation_index(message: common.ActivationIndex) -> ActivationIndex:
     """Elements of an activation or gradient."""
     return ActivationIndex(
-        LOCATIONS.member(ActivationLocationType, message.location_type, f"{field}.location_type"),
+        ActivationLocationType(names.ACTIVATION_LOCATION_TYPES.name(message.location_type)),
         _indices(message.tensor_indices),
         message.layer_index if message.HasField("layer_index") else None,
-        pass_type(message.pass_type, f"{field}.pass_type"),
+        pass_type(message.pass_type),
     )
 
 
-def _node_index(message: common.NodeIndex, field: str) -> NodeIndex:
+def _node_index(message: common.NodeIndex) -> NodeIndex:
     return NodeIndex(
-        NODE_TYPES.member(NodeType, message.node_type, f"{field}.node_type"),
+        NodeType(names.NODE_TYPES.name(message.node_type)),
         _indices(message.tensor_indices),
         message.layer_index if message.HasField("layer_index") else None,
-        pass_type(message.pass_type, f"{field}.pass_type"),
+        pass_type(message.pass_type),
     )
 
 
@@ -148,67 +111,57 @@ def _indices(messages: Iterable[common.DimensionIndex]) -> tuple[int | None, ...
     return tuple(each.index if each.HasField("index") else None for each in messages)
 
 
-def selection(message: scalars.ScalarSelection, field: str) -> Selection:
+def selection(message: scalars.ScalarSelection) -> Selection:
     """What to derive."""
     return Selection(
-        dst=SCALAR_TYPES.name(message.derived_scalar_type, f"{field}.derived_scalar_type"),
-        pass_type=pass_type(message.pass_type, f"{field}.pass_type"),
+        dst=names.DERIVED_SCALAR_TYPES.name(message.derived_scalar_type),
+        pass_type=pass_type(message.pass_type),
         layer_indices=tuple(message.layer_indices),
         ranges=tuple(
             DimensionRange(
-                DIMENSIONS.member(
-                    Dimension, each.dimension, f"{field}.ranges[{position}].dimension"
-                ),
+                Dimension(names.DIMENSIONS.name(each.dimension)),
                 each.start,
                 each.stop if each.HasField("stop") else None,
             )
-            for position, each in enumerate(message.ranges)
+            for each in message.ranges
         ),
-        node_index=_node_index(message.node_index, f"{field}.node_index")
-        if message.HasField("node_index")
-        else None,
-        activation_index=activation_index(message.activation_index, f"{field}.activation_index")
+        node_index=_node_index(message.node_index) if message.HasField("node_index") else None,
+        activation_index=activation_index(message.activation_index)
         if message.HasField("activation_index")
         else None,
     )
 
 
 def component_spec(
-    component: common.ComponentId, pass_number: int, top_token_count: int, field: str
+    component: common.ComponentId, pass_number: int, top_token_count: int
 ) -> ComponentSpec:
     """Which component to derive."""
     return ComponentSpec(
-        dst=SCALAR_TYPES.name(
-            component.derived_scalar_type, f"{field}.component.derived_scalar_type"
-        ),
+        dst=names.DERIVED_SCALAR_TYPES.name(component.derived_scalar_type),
         layer_index=component.layer_index if component.HasField("layer_index") else None,
         component_index=component.component_index,
-        pass_type=pass_type(pass_number, f"{field}.pass_type"),
+        pass_type=pass_type(pass_number),
         top_token_count=top_token_count,
     )
 
 
-def top_nodes_spec(message: scalars.TopNodesSpec, field: str) -> TopNodesSpec:
+def top_nodes_spec(message: scalars.TopNodesSpec) -> TopNodesSpec:
     """Which nodes to list."""
     return TopNodesSpec(
         groups=tuple(
             ScalarGroup(
-                GROUP_IDS.name(group.group_id, f"{field}.groups[{position}].group_id"),
+                names.GROUP_IDS.name(group.group_id),
                 tuple(
-                    SCALAR_TYPES.name(
-                        number, f"{field}.groups[{position}].derived_scalar_types[{index}]"
-                    )
-                    for index, number in enumerate(group.derived_scalar_types)
+                    names.DERIVED_SCALAR_TYPES.name(number) for number in group.derived_scalar_types
                 ),
             )
-            for position, group in enumerate(message.groups)
+            for group in message.groups
         ),
         token_index=message.token_index if message.HasField("token_index") else None,
         count=message.top_and_bottom_count if message.HasField("top_and_bottom_count") else None,
-        pass_type=pass_type(message.pass_type, f"{field}.pass_type"),
+        pass_type=pass_type(message.pass_type),
         sum_dimensions=tuple(
-            DIMENSIONS.member(Dimension, number, f"{field}.sum_dimensions.dimensions[{position}]")
-            for position, number in enumerate(message.sum_dimensions.dimensions)
+            Dimension(names.DIMENSIONS.name(number)) for number in message.sum_dimensions.dimensions
         )
         if message.HasField("sum_dimensions")
         else None,
@@ -247,8 +200,8 @@ def model_info(
         autoencoders=[
             scalars.AutoencoderInfo(
                 name=each.name,
-                node_type=NODE_TYPES.number(each.node_type),  # type: ignore[arg-type]
-                input=SCALAR_TYPES.number(each.input),  # type: ignore[arg-type]
+                node_type=names.NODE_TYPES.value(each.node_type),
+                input=names.DERIVED_SCALAR_TYPES.value(each.input),
                 activation_function=each.activation,
                 latent_counts=each.latent_counts,
             )
@@ -263,11 +216,11 @@ def scalar_type(declaration: Declaration) -> scalars.ScalarType:
     dst = declaration.dst
     available = declaration.make is not None
     return scalars.ScalarType(
-        derived_scalar_type=SCALAR_TYPES.number(dst.name),  # type: ignore[arg-type]
+        derived_scalar_type=names.DERIVED_SCALAR_TYPES.value(dst.name),
         name=dst.name,
-        dimensions=[DIMENSIONS.number(each) for each in dst.dimensions],  # type: ignore[misc]
-        node_type=NODE_TYPES.number(dst.node_type),  # type: ignore[arg-type]
-        pass_types=[PASS_TYPES.number(each) for each in declaration.pass_types],  # type: ignore[misc]
+        dimensions=[names.DIMENSIONS.value(each) for each in dst.dimensions],
+        node_type=names.NODE_TYPES.value(dst.node_type),
+        pass_types=[names.PASS_TYPES.value(each) for each in declaration.pass_types],
         requirements=[
             _REQUIREMENTS[each] for each in Requirement if each in declaration.requirements
         ],
@@ -284,10 +237,10 @@ def node_table(nodes: Sequence[NodeIndex], pass_of_all: PassType) -> scalars.Nod
         given = [-1 if index is None else index for index in node.tensor_indices]
         indices[position, : len(given)] = given
     return scalars.NodeTable(
-        node_types=[NODE_TYPES.number(node.node_type) for node in nodes],  # type: ignore[misc]
+        node_types=[names.NODE_TYPES.value(node.node_type) for node in nodes],
         tensor_indices=indices.reshape(-1).tolist(),
         layer_indices=[-1 if node.layer_index is None else node.layer_index for node in nodes],
-        pass_type=PASS_TYPES.number(pass_of_all),  # type: ignore[arg-type]
+        pass_type=names.PASS_TYPES.value(pass_of_all),
     )
 
 
@@ -350,15 +303,15 @@ def top_nodes(
         nodes=node_table(found.nodes, pass_of_all),
         groups=[
             scalars.GroupScalars(
-                group_id=GROUP_IDS.number(name),  # type: ignore[arg-type]
+                group_id=names.GROUP_IDS.value(name),
                 values=to_tensor(values),
             )
             for name, values in found.values.items()
         ],
         sums=[
             scalars.IntermediateSum(
-                group_id=GROUP_IDS.number(group),  # type: ignore[arg-type]
-                derived_scalar_type=SCALAR_TYPES.number(dst),  # type: ignore[arg-type]
+                group_id=names.GROUP_IDS.value(group),
+                derived_scalar_type=names.DERIVED_SCALAR_TYPES.value(dst),
                 values=to_tensor(values),
             )
             for (group, dst), values in found.sums.items()

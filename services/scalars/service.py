@@ -51,10 +51,7 @@ class DerivedScalarsService:
         self, request: scalars.DeriveRequest, context: Any
     ) -> AsyncIterator[scalars.DeriveResponse]:
         """Streams whole tensors, or slices of them."""
-        selections = [
-            convert.selection(each, f"selections[{position}]")
-            for position, each in enumerate(request.selections)
-        ]
+        selections = [convert.selection(each) for each in request.selections]
         result, derived = await self._data_plane.derive(
             convert.inference_spec(request.inference), selections
         )
@@ -72,7 +69,7 @@ class DerivedScalarsService:
     ) -> scalars.DeriveComponentResponse:
         """One component at every token."""
         component = convert.component_spec(
-            request.spec.component, request.spec.pass_type, request.spec.top_token_count, "spec"
+            request.spec.component, request.spec.pass_type, request.spec.top_token_count
         )
         result, derived = await self._data_plane.derive_component(
             convert.inference_spec(request.inference), component
@@ -88,7 +85,7 @@ class DerivedScalarsService:
         """One component at every token pair."""
         result, derived = await self._data_plane.derive_component_by_token_pair(
             convert.inference_spec(request.inference),
-            convert.component_spec(request.spec.component, 0, 0, "spec"),
+            convert.component_spec(request.spec.component, 0, 0),
         )
         return scalars.DeriveComponentByTokenPairResponse(
             inference=convert.inference_result(result),
@@ -99,7 +96,7 @@ class DerivedScalarsService:
         self, request: scalars.ListTopNodesRequest, context: Any
     ) -> scalars.ListTopNodesResponse:
         """The nodes with the largest and the smallest scalars."""
-        spec = convert.top_nodes_spec(request.spec, "spec")
+        spec = convert.top_nodes_spec(request.spec)
         result, found = await self._data_plane.list_top_nodes(
             convert.inference_spec(request.inference), spec
         )
