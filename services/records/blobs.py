@@ -28,8 +28,8 @@ _Result = TypeVar("_Result")
 _log = structlog.get_logger(__name__)
 
 
-class Blobs:
-    """Reads whole files and lists folders on a bounded pool of threads.
+class FileStore:
+    """Reads whole files and lists folders, of the file system and of blob stores.
 
     Missing files are None and missing folders empty. Other failures are errors that name the file
     as its folder does: DataLoss where it is no file, ResourceExhausted where it has more than
@@ -37,32 +37,31 @@ class Blobs:
     the storage does not answer or refuses.
     """
 
-    def __init__(self, *, max_bytes: int = MAX_FILE_BYTES, threads: int = NUM_THREADS) -> None:
+    def __init__(self, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
 
-    async def read(self, folder: Folder, relative: str) -> bytes | None:
+    def read(self, folder: Folder, relative: str) -> bytes | None:
         """The content of the file at `relative` in the folder."""
-        read = self._read_remote if folder.remote else self._read_local
-        return await self._run(read, folder, relative)
+        if folder.remote:
+            return self._read_remote(folder, relative)
+        return self._read_local(folder, relative)
 
-    async def folders(self, folder: Folder, relative: str = "") -> list[str]:
+    def folders(self, folder: Folder, relative: str = "") -> list[str]:
         """Names of the folders at `relative` in the folder, in no particular order."""
-        return await self._run(self._list, folder, relative, True)
+        try:
+            return self._entries(folder, relative, folders=True)
+        except FileNotFoundError:
+            return []
 
-    async def files(self, folder: Folder, relative: str = "") -> list[str] | None:
+    def files(self, folder: Folder, relative: str = "") -> list[str] | None:
         """Names of the files at `relative` in the folder; None where there is no such folder."""
-        return await self._run(self._list_files, folder, relative)
-
-    def close(self) -> None:
-        """End the threads; reads under way are finished."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        try:
+            return self._entries(folder, relative, folders=False)
+        except FileNotFoundError:
+            return None
 
     @cached_property
-    def _store(self) -> blobfile.Context:
+    def _remote(self) -> blobfile.Context:
         # By default blobfile retries for ever and keeps access tokens on disk.
         context: blobfile.Context = blobfile.create_context(
             log_callback=lambda message: _log.warning("blob_storage", detail=message),
@@ -101,9 +100,9 @@ class Blobs:
     def _read_remote(self, folder: Folder, relative: str) -> bytes | None:
         name, path = folder.file_name(relative), f"{folder.path.rstrip('/')}/{relative}"
         try:
-            size = self._store.stat(path).size
+            size = self._remote.stat(path).size
             self._check_size(name, size)
-            with self._store.BlobFile(path, "rb", file_size=size) as file:
+            with self._remote.BlobFile(path, "rb", file_size=size) as file:
                 content: bytes = file.read()
                 return content
         except FileNotFoundError:
@@ -121,24 +120,12 @@ class Blobs:
                 metadata={"file": name, "bytes": str(size), "limit": str(self._max_bytes)},
             )
 
-    def _list_files(self, folder: Folder, relative: str) -> list[str] | None:
-        try:
-            return self._entries(folder, relative, folders=False)
-        except FileNotFoundError:
-            return None
-
-    def _list(self, folder: Folder, relative: str, folders: bool) -> list[str]:
-        try:
-            return self._entries(folder, relative, folders)
-        except FileNotFoundError:
-            return []
-
     def _entries(self, folder: Folder, relative: str, folders: bool) -> list[str]:
         """Names of folders or files; FileNotFoundError where there is no such folder."""
         try:
             if folder.remote:
                 path = f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
-                found = self._store.scandir(path)
+                found = self._remote.scandir(path)
                 return [entry.name for entry in found if entry.is_dir == folders]
             with os.scandir(local_path(folder, relative)) as entries:
                 return [entry.name for entry in entries if entry.is_dir() == folders]
@@ -146,6 +133,33 @@ class Blobs:
             raise FileNotFoundError(relative) from error
         except (blobfile.Error, OSError) as error:
             raise _unavailable(folder.file_name(relative), error) from error
+
+
+class Blobs:
+    """A file store on a bounded pool of threads, for the event loop."""
+
+    def __init__(self, *, max_bytes: int = MAX_FILE_BYTES, threads: int = NUM_THREADS) -> None:
+        self._store = FileStore(max_bytes=max_bytes)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+
+    async def read(self, folder: Folder, relative: str) -> bytes | None:
+        """As `FileStore.read`."""
+        return await self._run(self._store.read, folder, relative)
+
+    async def folders(self, folder: Folder, relative: str = "") -> list[str]:
+        """As `FileStore.folders`."""
+        return await self._run(self._store.folders, folder, relative)
+
+    async def files(self, folder: Folder, relative: str = "") -> list[str] | None:
+        """As `FileStore.files`."""
+        return await self._run(self._store.files, folder, relative)
+
+    def close(self) -> None:
+        """End the threads; reads under way are finished."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
 def local_path(folder: Folder, relative: str) -> str:

@@ -26,7 +26,7 @@ class Page:
 
 async def layers(blobs: Blobs, folder: Folder) -> list[int]:
     """Indices of all layers that the folder has; none where it is missing."""
-    return _ascending(await blobs.folders(folder), "")
+    return ascending(await blobs.folders(folder))
 
 
 async def components(blobs: Blobs, folder: Folder, layer_index: int, suffix: str) -> list[int]:
@@ -45,7 +45,7 @@ async def components(blobs: Blobs, folder: Folder, layer_index: int, suffix: str
             reason="LAYER_NOT_FOUND",
             metadata={"datasets": folder.name},
         )
-    return _ascending(files, suffix)
+    return ascending(files, suffix)
 
 
 def page(indices: list[int], page_size: int, page_token: str) -> Page:
@@ -70,7 +70,8 @@ def page(indices: list[int], page_size: int, page_token: str) -> Page:
     return Page(part, str(part[-1]) if part and end < len(indices) else "")
 
 
-def _ascending(names: list[str], suffix: str) -> list[int]:
+def ascending(names: list[str], suffix: str = "") -> list[int]:
+    """The numbers of names that are a number before `suffix`; others are passed over."""
     numbers = (_index(name.removesuffix(suffix)) for name in names if name.endswith(suffix))
     return sorted(number for number in numbers if number is not None)
 
