@@ -96,13 +96,13 @@ class LinearCalibration:
 
 @dataclass(frozen=True, eq=False)
 class PercentileCalibration:
-    """Interpolation through the points (`simulated` [n], `true` [n]), both ascending, n >= 1."""
+    """Interpolation through points (`simulated` [n], `calibrated` [n]), ascending, n >= 1."""
 
     simulated: FloatArray
-    true: FloatArray
+    calibrated: FloatArray
 
     def __post_init__(self) -> None:
-        for field in ("simulated", "true"):
+        for field in ("simulated", "calibrated"):
             points = as_vector(getattr(self, field), field).copy()
             require_finite(points, field)
             if not len(points):
@@ -111,7 +111,7 @@ class PercentileCalibration:
                 raise InvalidInput(f"{field} must be in ascending order", field=field)
             points.flags.writeable = False
             object.__setattr__(self, field, points)
-        require_same_length(len(self.simulated), "simulated", len(self.true), "true")
+        require_same_length(len(self.simulated), "simulated", len(self.calibrated), "calibrated")
 
     @property
     def kind(self) -> CalibrationKind:
@@ -121,16 +121,16 @@ class PercentileCalibration:
         return (
             isinstance(other, PercentileCalibration)
             and np.array_equal(self.simulated, other.simulated)
-            and np.array_equal(self.true, other.true)
+            and np.array_equal(self.calibrated, other.calibrated)
         )
 
     def __hash__(self) -> int:
-        return hash((self.simulated.tobytes(), self.true.tobytes()))
+        return hash((self.simulated.tobytes(), self.calibrated.tobytes()))
 
     def apply(self, values: ArrayLike) -> FloatArray:
         operand = _operand(values)
         with np.errstate(over="ignore", invalid="ignore"):
-            result = np.interp(operand, self.simulated, self.true)
+            result = np.interp(operand, self.simulated, self.calibrated)
         # One point alone would answer NaN with its own value.
         result[np.isnan(operand)] = np.nan
         return _in_range(result, operand)
@@ -151,7 +151,7 @@ class TrueActivations(Protocol):
 
 
 def fit_calibration(
-    kind: CalibrationKind, simulated_activations: ArrayLike, true_activations: ArrayLike
+    kind: CalibrationKind, simulated: ArrayLike, true_activations: ArrayLike
 ) -> Calibration:
     """Fit to the calibration sequences, concatenated: two vectors [tokens].
 
@@ -161,20 +161,20 @@ def fit_calibration(
     """
     if kind is CalibrationKind.NONE:
         return NoCalibration()
-    simulated = as_vector(simulated_activations, "simulated_activations")
+    values = as_vector(simulated, "simulated")
     true = as_vector(true_activations, "true_activations")
-    require_same_length(len(true), "true_activations", len(simulated), "simulated_activations")
+    require_same_length(len(values), "simulated", len(true), "true_activations")
     if not len(true):
         raise InvalidInput(
-            f"a {kind} calibration can't be fitted to no tokens",
+            f"true_activations has no tokens to fit a {kind} calibration to",
             field="true_activations",
             reason="NO_CALIBRATION_TOKENS",
         )
-    require_finite(simulated, "simulated_activations")
+    require_finite(values, "simulated")
     require_finite(true, "true_activations")
     if kind is CalibrationKind.LINEAR:
-        return _fit_linear(simulated, true)
-    return _fit_percentile(simulated, true)
+        return _fit_linear(values, true)
+    return _fit_percentile(values, true)
 
 
 def _fit_linear(simulated: FloatArray, true: FloatArray) -> LinearCalibration:
@@ -191,7 +191,7 @@ def _fit_linear(simulated: FloatArray, true: FloatArray) -> LinearCalibration:
     if not np.isfinite([slope, intercept]).all():
         raise InvalidInput(
             "a line through these activations has a slope that no double can hold",
-            field="simulated_activations",
+            field="simulated",
             reason="OUT_OF_RANGE",
         )
     return LinearCalibration(slope, intercept)

@@ -97,18 +97,18 @@ class ScoreTable:
         )
 
 
-def score(true_activations: ArrayLike, simulated_activations: ArrayLike) -> ScoreTriple:
+def score(true_activations: ArrayLike, expected_activations: ArrayLike) -> ScoreTriple:
     """Score one sequence, or several concatenated: two vectors [tokens].
 
     Raises:
         InvalidInput: the lengths differ, or something isn't a number.
     """
     true = as_vector(true_activations, "true_activations")
-    return score_sequences(true, simulated_activations, [len(true)])[0]
+    return score_sequences(true, expected_activations, [len(true)])[0]
 
 
 def score_sequences(
-    true_activations: ArrayLike, simulated_activations: ArrayLike, lengths: ArrayLike
+    true_activations: ArrayLike, expected_activations: ArrayLike, lengths: ArrayLike
 ) -> ScoreTable:
     """Score n sequences that lie one after the other in two vectors [sum of lengths].
 
@@ -119,8 +119,8 @@ def score_sequences(
             negative, or something isn't a number.
     """
     true = as_vector(true_activations, "true_activations")
-    simulated = as_vector(simulated_activations, "simulated_activations")
-    require_same_length(len(true), "true_activations", len(simulated), "simulated_activations")
+    simulated = as_vector(expected_activations, "expected_activations")
+    require_same_length(len(true), "true_activations", len(simulated), "expected_activations")
     counts = _as_lengths(lengths, len(true))
 
     filled = counts > 0
@@ -240,13 +240,17 @@ def _as_lengths(lengths: ArrayLike, total: int) -> NDArray[np.int64]:
     try:
         counts = np.asarray(lengths, dtype=np.int64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidInput(f"lengths must be whole numbers: {error}", field="lengths") from error
+        raise InvalidInput(
+            f"sequence_lengths must be whole numbers: {error}", field="sequence_lengths"
+        ) from error
     if counts.ndim != 1 or (counts < 0).any():
-        raise InvalidInput("lengths must be one list of numbers that are >= 0", field="lengths")
+        raise InvalidInput(
+            "sequence_lengths must be one list of numbers that are >= 0", field="sequence_lengths"
+        )
     if int(counts.sum()) != total:
         raise InvalidInput(
-            f"lengths add up to {int(counts.sum())}, but there are {total} activations",
-            field="lengths",
+            f"sequence_lengths add up to {int(counts.sum())}, but there are {total} activations",
+            field="sequence_lengths",
             reason="LENGTHS_DIFFER",
         )
     return counts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,7 @@ class ScoredExplanation:
 
 async def score_explanation(
     task: ScoringTask, simulator: Simulator
-) -> AsyncIterator[ScoringProgress | ScoredExplanation]:
+) -> AsyncGenerator[ScoringProgress | ScoredExplanation, None]:
     """Progress while it runs, then the result.
 
     Tokens without a distribution take no part in calibration and scores. Tokens whose true
@@ -106,20 +107,24 @@ async def score_explanation(
     fitted_on: list[SimulatedSequence] = []
     if fits:
         yield ScoringProgress(0, total, "simulate_calibration")
-        async for result in simulator.simulate(task.explanation, calibration_set.tokens):
-            fitted_on.append(result)
-            done += 1
-            yield ScoringProgress(done, total, "simulate_calibration")
+        async with aclosing(
+            simulator.simulate(task.explanation, calibration_set.tokens)
+        ) as simulated:
+            async for result in simulated:
+                fitted_on.append(result)
+                done += 1
+                yield ScoringProgress(done, total, "simulate_calibration")
         _total_report(fitted_on).require(task.min_coverage)
         yield ScoringProgress(done, total, "fit")
     calibration, fitted_tokens = _fit(kind, fitted_on, calibration_set)
 
     yield ScoringProgress(done, total, "simulate")
     results: list[SimulatedSequence] = []
-    async for result in simulator.simulate(task.explanation, split.scored.tokens):
-        results.append(result)
-        done += 1
-        yield ScoringProgress(done, total, "simulate")
+    async with aclosing(simulator.simulate(task.explanation, split.scored.tokens)) as simulated:
+        async for result in simulated:
+            results.append(result)
+            done += 1
+            yield ScoringProgress(done, total, "simulate")
     _total_report(results).require(task.min_coverage)
     yield ScoringProgress(done, total, "score")
 

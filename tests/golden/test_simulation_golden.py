@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,6 @@ from shared.formats.simulations import SequenceSimulation as FileSequenceSimulat
 
 pytestmark = pytest.mark.golden
 
-FOLDER = (
-    Path(os.environ.get("NEUROPIL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
-    / "simulation"
-)
 RELEASES = {"reference": "simulation.json.gz", "older": "old_release.json.gz"}
 TOLERANCE = 1e-9
 
@@ -50,11 +45,9 @@ SIMULATORS: dict[str, type[CalibratedNeuronSimulator]] = {
 
 
 @pytest.fixture(params=list(RELEASES))
-def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
-    path = FOLDER / RELEASES[request.param]
-    if not path.exists():
-        pytest.fail(f"{path} is missing: set NEUROPIL_GOLDEN to the golden data")
-    content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+def release(request: pytest.FixtureRequest, golden: Path) -> dict[str, Any]:
+    packed = (golden / "simulation" / RELEASES[request.param]).read_bytes()
+    content: dict[str, Any] = json.loads(gzip.decompress(packed))
     return content
 
 
@@ -126,13 +119,13 @@ UNDEFINED: dict[str, tuple[UndefinedReason | None, UndefinedReason | None]] = {
 }
 
 
-def test_scores(golden: dict[str, Any]) -> None:
-    cases = golden["scores"]
+def test_scores(release: dict[str, Any]) -> None:
+    cases = release["scores"]
     assert len(cases) == 19
     for case in cases:
         true, simulated = numbers(case["real"]), numbers(case["predicted"])
         if "error" in case["ev_correlation"]:
-            with pytest.raises(ValueError, match="simulated_activations has 2 values"):
+            with pytest.raises(ValueError, match="expected_activations has 2 values"):
                 score(true, simulated)
             continue
         ours = score(true, simulated)
@@ -145,8 +138,8 @@ def test_scores(golden: dict[str, Any]) -> None:
         assert_same_score(ours.absolute_dev_explained, case["absolute_dev_explained"]["result"])
 
 
-def test_score_of_no_sequences_is_empty(golden: dict[str, Any]) -> None:
-    result = golden["aggregate_edge"][0]["result"]
+def test_score_of_no_sequences_is_empty(release: dict[str, Any]) -> None:
+    result = release["aggregate_edge"][0]["result"]
     assert result["ev_correlation_score"] is None
     ours = score([], [])
     assert ours.preferred is None
@@ -154,8 +147,8 @@ def test_score_of_no_sequences_is_empty(golden: dict[str, Any]) -> None:
     assert len(score_sequences([], [], [])) == 0
 
 
-def test_calibration(golden: dict[str, Any]) -> None:
-    cases = golden["calibration"]
+def test_calibration(release: dict[str, Any]) -> None:
+    cases = release["calibration"]
     assert len(cases) == 27
     simulator = Recorded({})
     for case in cases:
@@ -201,8 +194,8 @@ def plain(expected: list[float]) -> SequenceSimulation:
     )
 
 
-async def test_end_to_end_scoring(golden: dict[str, Any]) -> None:
-    cases = golden["end_to_end_scoring"]
+async def test_end_to_end_scoring(release: dict[str, Any]) -> None:
+    cases = release["end_to_end_scoring"]
     assert len(cases) == 12
     raw: dict[str, Any] = {}
     for case in cases:
@@ -252,10 +245,10 @@ def assert_same_simulation(ours: FileSequenceSimulation, theirs: FileSequenceSim
         assert_same_simulation(ours.uncalibrated_simulation, theirs.uncalibrated_simulation)
 
 
-def test_helpers(golden: dict[str, Any]) -> None:
+def test_helpers(release: dict[str, Any]) -> None:
     splits = ("train", "calibration", "valid", "test")
     checked = 0
-    for case in golden["helpers"]:
+    for case in release["helpers"]:
         function = case["fn"]
         if function.startswith("format_"):
             continue  # prompt texts belong to the simulators that send prompts

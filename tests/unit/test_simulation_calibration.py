@@ -84,7 +84,7 @@ def test_percentile_keeps_two_points_of_a_tie() -> None:
     calibration = fit_calibration(CalibrationKind.PERCENTILE, [0.0] * 500 + [3.0], np.arange(501))
     assert isinstance(calibration, PercentileCalibration)
     assert calibration.simulated.tolist() == [0.0, 0.0, 3.0]
-    assert calibration.true.tolist() == [0.0, 499.0, 500.0]
+    assert calibration.calibrated.tolist() == [0.0, 499.0, 500.0]
 
 
 def test_linear_survives_extreme_scales() -> None:
@@ -108,7 +108,7 @@ def test_calibrations_are_values() -> None:
     points[0] = 0.5  # a calibration doesn't change when the caller's array does
     assert first == PercentileCalibration(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="read-only"):
-        first.true[0] = 3.0
+        first.calibrated[0] = 3.0
 
 
 @pytest.mark.parametrize("kind", [CalibrationKind.LINEAR, CalibrationKind.PERCENTILE])
@@ -116,12 +116,12 @@ def test_calibrations_are_values() -> None:
     ("simulated", "true", "field"),
     [
         ([], [], "true_activations"),
-        ([1.0, 2.0], [1.0], "simulated_activations"),
-        ([1.0, math.nan], [1.0, 2.0], "simulated_activations[1]"),
+        ([1.0, 2.0], [1.0], "true_activations"),
+        ([1.0, math.nan], [1.0, 2.0], "simulated[1]"),
         ([1.0, 2.0], [math.inf, 2.0], "true_activations[0]"),
         ([1e308, 1e308], [math.nan, 1e308], "true_activations[0]"),
-        (["a"], [1.0], "simulated_activations"),
-        ([[1.0]], [1.0], "simulated_activations"),
+        (["a"], [1.0], "simulated"),
+        ([[1.0]], [1.0], "simulated"),
     ],
 )
 def test_fitting_names_bad_input(
@@ -160,10 +160,10 @@ def test_a_result_that_no_double_holds_is_refused() -> None:
     [
         ([], [], "simulated"),
         ([1.0, 0.0], [0.0, 1.0], "simulated"),
-        ([0.0, 1.0], [1.0, 0.0], "true"),
-        ([0.0, 1.0], [1.0], "true"),
+        ([0.0, 1.0], [1.0, 0.0], "calibrated"),
+        ([0.0, 1.0], [1.0], "calibrated"),
         ([math.nan], [1.0], "simulated[0]"),
-        ([1.0], [math.inf], "true[0]"),
+        ([1.0], [math.inf], "calibrated[0]"),
     ],
 )
 def test_stored_percentiles_are_checked(

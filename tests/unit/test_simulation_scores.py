@@ -159,14 +159,14 @@ def test_non_finite_input_spoils_its_own_sequence_alone() -> None:
 @pytest.mark.parametrize(
     ("true", "simulated", "lengths", "field"),
     [
-        ([1, 2], [1], [2], "simulated_activations"),
-        ([1, 2], [1, 2], [3], "lengths"),
-        ([1, 2], [1, 2], [3, -1], "lengths"),
-        ([1, 2], [1, 2], [[2]], "lengths"),
-        ([1, 2], [1, 2], ["two"], "lengths"),
+        ([1, 2], [1], [2], "expected_activations"),
+        ([1, 2], [1, 2], [3], "sequence_lengths"),
+        ([1, 2], [1, 2], [3, -1], "sequence_lengths"),
+        ([1, 2], [1, 2], [[2]], "sequence_lengths"),
+        ([1, 2], [1, 2], ["two"], "sequence_lengths"),
         (["a", "b"], [1, 2], [2], "true_activations"),
         ([[1, 2]], [1, 2], [2], "true_activations"),
-        ([1, 2], None, [2], "simulated_activations"),
+        ([1, 2], None, [2], "expected_activations"),
     ],
 )
 def test_bad_input_is_named(true: object, simulated: object, lengths: object, field: str) -> None:

@@ -87,7 +87,8 @@ def test_huge_requests_are_refused() -> None:
     for explanation, sequences, field in (
         ("x" * (interface.MAX_EXPLANATION_CHARACTERS + 1), [["a"]], "explanation"),
         ("x", [["a"]] * (interface.MAX_SEQUENCES + 1), "sequences"),
-        ("x", [["a"] * (interface.MAX_TOKENS + 1)], "sequences"),
+        ("x", [["a"] * (interface.MAX_SEQUENCE_TOKENS + 1)], "sequences[0]"),
+        ("x", [["a"] * (interface.MAX_TOKENS // 10 + 1)] * 10, "sequences"),
     ):
         with pytest.raises(ResourceExhausted) as caught:
             check_request(explanation, sequences)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
@@ -71,7 +71,7 @@ class EmbeddingSimulator:
 
     async def simulate(
         self, explanation: str, sequences: Sequence[Sequence[str]]
-    ) -> AsyncIterator[SimulatedSequence]:
+    ) -> AsyncGenerator[SimulatedSequence, None]:
         """One result a sequence, in order; see `Simulator.simulate`."""
         check_request(explanation, sequences)
         stop = Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Protocol, Self
@@ -28,6 +28,7 @@ DEFAULT_MIN_COVERAGE = 0.9
 MAX_EXPLANATION_CHARACTERS = 10_000
 MAX_SEQUENCES = 10_000
 MAX_TOKENS = 500_000
+MAX_SEQUENCE_TOKENS = 100_000
 """Limits of one call, so that no call holds a simulator for hours."""
 
 
@@ -179,7 +180,7 @@ class Simulator(Protocol):
 
     def simulate(
         self, explanation: str, sequences: Sequence[Sequence[str]]
-    ) -> AsyncIterator[SimulatedSequence]:
+    ) -> AsyncGenerator[SimulatedSequence, None]:
         """One result a sequence, in order, each as soon as it is there.
 
         Leaving the iteration stops the computation.
@@ -223,6 +224,13 @@ def check_request(explanation: str, sequences: Sequence[Sequence[str]]) -> None:
                 f"sequences[{position}] has no tokens; one at least is needed",
                 field=f"sequences[{position}]",
                 reason="EMPTY_SEQUENCE",
+            )
+        if len(tokens) > MAX_SEQUENCE_TOKENS:
+            raise ResourceExhausted(
+                f"sequences[{position}] has {len(tokens)} tokens; at most {MAX_SEQUENCE_TOKENS} "
+                "are simulated",
+                field=f"sequences[{position}]",
+                reason="SEQUENCE_TOO_LONG",
             )
     total = sum(len(tokens) for tokens in sequences)
     if total > MAX_TOKENS:

@@ -1,0 +1,244 @@
+"""Scoring an explanation, from its sequences to its scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.simulation.calibration import CalibrationKind, LinearCalibration
+from services.simulation.errors import InvalidInput
+from services.simulation.labeled_sequences import LabeledSequences, ScoringSplit
+from services.simulation.scores import UndefinedReason
+from services.simulation.scoring import (
+    ScoredExplanation,
+    ScoringProgress,
+    ScoringTask,
+    score_explanation,
+)
+from services.simulation.simulators.interface import (
+    SimulatedSequence,
+    SimulationCost,
+    TokenIssue,
+    TokenOutcome,
+)
+from shared.errors import FailedPrecondition
+
+
+class DigitSimulator:
+    """Predicts the number that a token is; a token that is none gets no distribution."""
+
+    kind = "digits"
+    model = "arithmetic 1"
+    prompt_version = "p1"
+    has_exact_probabilities = True
+    description = "Reads numbers."
+    name = "digits"
+
+    def __init__(self) -> None:
+        self.simulated: list[tuple[str, ...]] = []
+
+    def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def simulate(
+        self, explanation: str, sequences: Sequence[Sequence[str]]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        for tokens in sequences:
+            self.simulated.append(tuple(tokens))
+            probabilities = np.zeros((len(tokens), 11))
+            issues = []
+            for position, token in enumerate(tokens):
+                if token.isdigit():
+                    probabilities[position, int(token)] = 1.0
+                else:
+                    issues.append(TokenIssue(position, TokenOutcome.MALFORMED, "no number"))
+            cost = SimulationCost(calls=1, prompt_tokens_computed=len(tokens))
+            yield SimulatedSequence(tokens, probabilities, tuple(issues), cost)
+
+
+def labeled(*sequences: tuple[str, list[float]]) -> LabeledSequences:
+    return LabeledSequences(
+        tuple(tuple(text.split()) for text, _ in sequences),
+        tuple(np.asarray(values, dtype=np.float64) for _, values in sequences),
+    )
+
+
+CALIBRATION = labeled(("1 2 3", [3.0, 5.0, 7.0]), ("0 10", [1.0, 21.0]))
+SCORED = labeled(("4 5 6", [9.0, 11.0, 13.0]), ("7 1", [15.0, 3.0]), ("2 2", [5.0, 5.0]))
+
+
+async def run(
+    task: ScoringTask, simulator: DigitSimulator | None = None
+) -> tuple[list[ScoringProgress], ScoredExplanation]:
+    events = [event async for event in score_explanation(task, simulator or DigitSimulator())]
+    result = events.pop()
+    assert isinstance(result, ScoredExplanation)
+    progress = [event for event in events if isinstance(event, ScoringProgress)]
+    assert len(progress) == len(events)
+    return progress, result
+
+
+def task(
+    kind: CalibrationKind = CalibrationKind.LINEAR,
+    calibration: LabeledSequences = CALIBRATION,
+    scored: LabeledSequences = SCORED,
+    min_coverage: float = 0.9,
+) -> ScoringTask:
+    split = ScoringSplit(calibration, scored, "data/records")
+    return ScoringTask("numbers", split, kind, seed=7, min_coverage=min_coverage)
+
+
+async def test_calibration_makes_a_right_simulation_perfect() -> None:
+    progress, result = await run(task())
+    assert [(p.completed, p.stage) for p in progress] == [
+        (0, "simulate_calibration"),
+        (1, "simulate_calibration"),
+        (2, "simulate_calibration"),
+        (2, "fit"),
+        (2, "simulate"),
+        (3, "simulate"),
+        (4, "simulate"),
+        (5, "simulate"),
+        (5, "score"),
+    ]
+    assert {p.total for p in progress} == {5}
+    assert result.scores.correlation.value == pytest.approx(1.0)
+    assert result.scores.rsquared.value == pytest.approx(1.0)
+    before = result.uncalibrated_scores
+    assert before.correlation.value == pytest.approx(1.0)
+    assert before.rsquared.value is not None
+    assert before.rsquared.value < 0.9
+    third = result.sequence_scores[2]
+    assert third.correlation.reason == UndefinedReason.UNDEFINED_CONSTANT_SIMULATION
+    assert third.rsquared.value == pytest.approx(1.0)
+    provenance = result.provenance
+    assert isinstance(provenance.calibration, LinearCalibration)
+    assert provenance.calibration.slope == pytest.approx(2.0)
+    assert (provenance.fitted_tokens, provenance.calibration_sequences) == (5, 2)
+    assert (provenance.scored_sequences, provenance.dataset, provenance.seed) == (
+        3,
+        "data/records",
+        7,
+    )
+    assert (provenance.simulator_model, provenance.prompt_version) == ("arithmetic 1", "p1")
+    assert provenance.cost == SimulationCost(calls=5, prompt_tokens_computed=12)
+
+
+async def test_no_calibration_simulates_no_calibration_sequences() -> None:
+    simulator = DigitSimulator()
+    progress, result = await run(task(CalibrationKind.NONE), simulator)
+    assert simulator.simulated == list(SCORED.tokens)
+    assert progress[0] == ScoringProgress(0, 3, "simulate")
+    assert result.scores == result.uncalibrated_scores
+    assert result.provenance.fitted_tokens == 0
+
+
+async def test_tokens_without_a_distribution_take_no_part() -> None:
+    gaps = labeled(("4 x 6", [9.0, 1e6, 13.0]), ("7 1 5", [15.0, 3.0, 11.0]))
+    _, result = await run(task(scored=gaps, min_coverage=0.5))
+    assert result.scores.rsquared.value == pytest.approx(1.0)
+    assert result.sequence_scores[0].correlation.value == pytest.approx(1.0)
+    assert np.isnan(result.simulations[0].expected_activations[1])
+    assert result.reports[0].malformed == 1
+    with pytest.raises(FailedPrecondition, match="5 of 6 tokens"):
+        await run(task(scored=gaps))
+    with pytest.raises(FailedPrecondition, match="5 of 6 tokens"):
+        await run(task(calibration=gaps))
+
+
+async def test_activations_that_are_not_finite() -> None:
+    for bad in (math.nan, math.inf, -math.inf):
+        holes = labeled(("1 2 3 4", [3.0, bad, 7.0, 9.0]))
+        _, result = await run(task(calibration=holes))
+        assert result.provenance.fitted_tokens == 3
+        assert result.scores.rsquared.value == pytest.approx(1.0)
+        _, result = await run(task(scored=SCORED + holes))
+        assert result.scores.correlation.reason == UndefinedReason.UNDEFINED_NON_FINITE_INPUT
+        assert result.sequence_scores[0].rsquared.value == pytest.approx(1.0)
+        with pytest.raises(InvalidInput, match="finite true activation"):
+            await run(task(calibration=labeled(("1", [bad]))))
+
+
+async def test_nothing_to_score_or_to_calibrate_on() -> None:
+    with pytest.raises(FailedPrecondition, match="no sequences to score") as caught:
+        await run(task(scored=LabeledSequences()))
+    assert caught.value.reason == "NO_SEQUENCES_TO_SCORE"
+    with pytest.raises(FailedPrecondition, match="fit a linear calibration") as caught:
+        await run(task(calibration=LabeledSequences()))
+    assert caught.value.reason == "NO_SEQUENCES_TO_CALIBRATE"
+    await run(task(CalibrationKind.NONE, calibration=LabeledSequences()))
+
+
+def numbered(prefix: str, count: int) -> LabeledSequences:
+    return labeled(*((f"{prefix}{i} x", [1.0, 0.0]) for i in range(count)))
+
+
+def names(sequences: LabeledSequences) -> list[str]:
+    return [tokens[0] for tokens in sequences.tokens]
+
+
+def test_a_record_is_calibrated_and_scored_on_its_own_splits() -> None:
+    split = ScoringSplit.from_record(numbered("T", 9), numbered("R", 7), "d")
+    assert names(split.calibration) == ["T1", "T5", "R0", "R3"]
+    assert names(split.scored) == ["T2", "T6", "R1", "R4"]
+
+
+def test_a_scored_sequence_never_calibrates() -> None:
+    # The random sample holds a top sequence again, on the other side.
+    random = numbered("R", 3).take([0, 1, 2])
+    twin = LabeledSequences(
+        (("T2", "x"), *random.tokens[1:]), (np.asarray([1.0, 0.0]), *random.activations[1:])
+    )
+    split = ScoringSplit.from_record(numbered("T", 4), twin, "d")
+    assert names(split.calibration) == ["T1"]
+    assert names(split.scored) == ["T2", "R1"]
+    with pytest.raises(InvalidInput) as caught:
+        ScoringSplit.from_request(numbered("a", 3), numbered("b", 2) + numbered("a", 1))
+    assert caught.value.field == "sequences.scored_sequences"
+    assert caught.value.reason == "SCORED_SEQUENCE_IN_CALIBRATION"
+
+
+def test_small_records_have_empty_splits() -> None:
+    split = ScoringSplit.from_record(numbered("T", 3), LabeledSequences(), "d")
+    assert len(split.calibration) == len(split.scored) == 0
+
+
+@given(st.integers(0, 40), st.integers(0, 50))
+def test_a_limit_spreads_over_the_split(count: int, limit: int) -> None:
+    split = ScoringSplit(LabeledSequences(), numbered("S", count))
+    limited = split.limited(limit)
+    kept = [int(name[1:]) for name in names(limited.scored)]
+    assert len(kept) == (min(count, limit) if limit else count)
+    assert kept == sorted(set(kept))
+    if kept and limit:
+        # Evenly: what is left out at both ends differs by no more than one stride.
+        assert abs(kept[0] - (count - 1 - kept[-1])) <= 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "activations", "field"),
+    [
+        (["a"], [1], [1.0, 2.0], "s.activations"),
+        (["a"], [2], [1.0], "s.sequence_lengths"),
+        (["a"], [], [1.0], "s.sequence_lengths"),
+        ([], [1], [], "s.sequence_lengths"),
+    ],
+)
+def test_columns_must_agree(
+    tokens: list[str], lengths: list[int], activations: list[float], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        LabeledSequences.from_columns(tokens, lengths, activations, "s")
+    assert caught.value.field == field
+
+
+def test_columns_become_sequences() -> None:
+    sequences = LabeledSequences.from_columns(["a", "b", "c"], [2, 0, 1], [1, math.nan, 3], "s")
+    assert sequences.tokens == (("a", "b"), (), ("c",))
+    assert sequences.activations[2].tolist() == [3.0]
