@@ -33,7 +33,10 @@ class Measured:
 
     def row(self, what: str, floor: Measured | None = None) -> str:
         """A row of a Markdown table; the ratio is of processor time, which load moves least."""
-        ratio = "" if floor is None else f"{self.cpu_us_per_call / floor.cpu_us_per_call:.2f}"
+        measurable = floor is not None and floor.cpu_us_per_call > 0
+        ratio = (
+            f"{self.cpu_us_per_call / floor.cpu_us_per_call:.2f}" if floor and measurable else ""
+        )
         return (
             f"| {what} | {self.rate:,.0f} | {self.p50_ms:.2f} | {self.p99_ms:.2f} "
             f"| {self.cpu_us_per_call:,.0f} | {ratio} |"

@@ -1,0 +1,20 @@
+"""The measurements run at all, and hold what a reader needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.load import gateway_bench, records_bench
+
+
+async def test_the_record_reader_is_measured() -> None:
+    text = "\n".join(await records_bench.measure(scale=0.01))
+    for row in ("bare echo", "from memory", "from Redis", "cold"):
+        assert text.count(row) == 2
+
+
+@pytest.mark.timeout(300)
+async def test_the_gateway_is_measured() -> None:
+    text = "\n".join(await gateway_bench.measure(scale=0.01))
+    assert text.count("records cold") == 2
+    assert "beside one client" in text
