@@ -63,14 +63,14 @@ class RequestMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, routes: Collection[str], default_seconds: float) -> None:
-        self._app = app
+        self.application = app
         self._routes = frozenset(routes)
         self._default_seconds = default_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.application(scope, receive, send)
             return
         headers = Headers(scope=scope)
         chosen = enter_request(headers.get(REQUEST_ID_KEY, ""))
@@ -82,7 +82,7 @@ class RequestMiddleware:
                 enter_deadline(_seconds(headers.get(TIMEOUT_HEADER), self._default_seconds))
                 watched = _WatchedReceive(receive)
                 async with _ended_with_client(watched, answer) as left:
-                    await self._app(scope, watched, answer)
+                    await self.application(scope, watched, answer)
                 if left.is_set():
                     answer.status = _CLIENT_LEFT
             except GatewayError as error:

@@ -95,14 +95,13 @@ class ComponentId(Body):
 
 
 class NodeIdAndDatasets(ComponentId):
-    """A component and the datasets to look for it in, in that order."""
+    """A component and the datasets to look for its record in, in that order.
+
+    The record routes also answer what of a record is asked for besides its top and random
+    sequences.
+    """
 
     datasets: list[Text]
-
-
-class RecordRequest(NodeIdAndDatasets):
-    """A record, and what of it is asked for besides its top and random sequences."""
-
     include_quantile_samples: bool = False
     include_moments: bool = False
 
@@ -114,9 +113,10 @@ class ExistingExplanationsRequest(ComponentId):
     neuron_dataset: Text | None = None
 
 
-class ScoreRequest(NodeIdAndDatasets):
+class ScoreRequest(ComponentId):
     """An explanation to score against a component's record."""
 
+    datasets: list[Text]
     explanation: Text
     max_sequences: Count | None = None
 
@@ -224,10 +224,7 @@ class MultipleTopKDerivedScalarsRequestSpec(Body):
     top_and_bottom_k: Count | None = None
     pass_type: PassType = PassType("forward")
     dimensions_to_keep_for_intermediate_sum: list[Dimension] = Field(
-        default_factory=lambda: [
-            Dimension("sequence_tokens"),
-            Dimension("attended_to_sequence_tokens"),
-        ]
+        default=[Dimension("sequence_tokens"), Dimension("attended_to_sequence_tokens")]
     )
     exclude_bottom_k: bool = False
 

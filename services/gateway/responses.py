@@ -5,7 +5,8 @@ Nothing makes objects of these classes: answers are built from arrays (`services
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
@@ -27,6 +28,35 @@ class Problem(Answer):
     code: str
     reason: str
     field: str
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request can't be right; `field` says where"},
+    404: {"model": Problem, "description": "What was named does not exist"},
+    502: {"model": Problem, "description": "Stored data can't be read"},
+    503: {"model": Problem, "description": "A service, or the model, is not there"},
+    504: {"model": Problem, "description": "The request's time is over"},
+}
+"""Errors of the routes that call a service."""
+
+
+class ProcessingResponseDataType(StrEnum):
+    """What a part of an answer holds."""
+
+    DERIVED_SCALARS = "derived_scalars_response_data"
+    DERIVED_ATTENTION_SCALARS = "derived_attention_scalars_response_data"
+    MULTIPLE_TOP_K_DERIVED_SCALARS = "multiple_top_k_derived_scalars_response_data"
+    SCORED_TOKENS = "scored_tokens_response_data"
+    TOKEN_PAIR_ATTRIBUTION = "token_pair_attribution_response_data"
+
+
+class TensorType(StrEnum):
+    """Number of dimensions of an array."""
+
+    TENSOR_0D = "tensor_0d"
+    TENSOR_1D = "tensor_1d"
+    TENSOR_2D = "tensor_2d"
+    TENSOR_3D = "tensor_3d"
 
 
 class TokenAndScalar(Answer):
@@ -144,7 +174,7 @@ class TopTokens(Answer):
 class DerivedScalarsResponseData(Answer):
     """The scalars of one component and their nodes."""
 
-    response_data_type: Literal["derived_scalars_response_data"] = "derived_scalars_response_data"
+    response_data_type: ProcessingResponseDataType = ProcessingResponseDataType.DERIVED_SCALARS
     activations: list[float]
     normalized_activations: list[float] | None = None
     node_indices: list[MirroredNodeIndex]
@@ -161,8 +191,8 @@ class DerivedScalarsResponse(Answer):
 class DerivedAttentionScalarsResponseData(Answer):
     """The prompt's tokens with the scalars of one component at their token pairs."""
 
-    response_data_type: Literal["derived_attention_scalars_response_data"] = (
-        "derived_attention_scalars_response_data"
+    response_data_type: ProcessingResponseDataType = (
+        ProcessingResponseDataType.DERIVED_ATTENTION_SCALARS
     )
     token_and_attention_scalars_list: list[TokenAndAttentionScalars]
 
@@ -177,36 +207,36 @@ class DerivedAttentionScalarsResponse(Answer):
 class Tensor0D(Answer):
     """A number."""
 
-    tensor_type: Literal["tensor_0d"] = "tensor_0d"
+    tensor_type: TensorType = TensorType.TENSOR_0D
     value: float
 
 
 class Tensor1D(Answer):
     """A vector."""
 
-    tensor_type: Literal["tensor_1d"] = "tensor_1d"
+    tensor_type: TensorType = TensorType.TENSOR_1D
     value: list[float]
 
 
 class Tensor2D(Answer):
     """A matrix."""
 
-    tensor_type: Literal["tensor_2d"] = "tensor_2d"
+    tensor_type: TensorType = TensorType.TENSOR_2D
     value: list[list[float]]
 
 
 class Tensor3D(Answer):
     """An array of three dimensions."""
 
-    tensor_type: Literal["tensor_3d"] = "tensor_3d"
+    tensor_type: TensorType = TensorType.TENSOR_3D
     value: list[list[list[float]]]
 
 
 class MultipleTopKDerivedScalarsResponseData(Answer):
     """The strongest nodes, each group's scalars of them, and sums over all nodes."""
 
-    response_data_type: Literal["multiple_top_k_derived_scalars_response_data"] = (
-        "multiple_top_k_derived_scalars_response_data"
+    response_data_type: ProcessingResponseDataType = (
+        ProcessingResponseDataType.MULTIPLE_TOP_K_DERIVED_SCALARS
     )
     activations_by_group_id: dict[GroupId, list[float]]
     node_indices: list[MirroredNodeIndex]

@@ -83,15 +83,12 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-async def _serve(
-    deployment: Deployment, host: str, listener: socket.socket, end_with_parent: bool
-) -> None:
-    def announce() -> None:
-        address = f"{host}:{listener.getsockname()[1]}"
-        _log.info("serving", address=address)
-        print(f"serving gateway {address}", flush=True)
+def make_server(deployment: Deployment, announce: Callable[[], None]) -> uvicorn.Server:
+    """A server of the deployment's gateway; it calls `announce` once it listens.
 
-    server = _Server(
+    `serve(sockets=[...])` runs it until its `should_exit` is set and running requests have ended.
+    """
+    return _Server(
         uvicorn.Config(
             create_app(deployment),
             http="httptools",
@@ -104,6 +101,17 @@ async def _serve(
         ),
         announce,
     )
+
+
+async def _serve(
+    deployment: Deployment, host: str, listener: socket.socket, end_with_parent: bool
+) -> None:
+    def announce() -> None:
+        address = f"{host}:{listener.getsockname()[1]}"
+        _log.info("serving", address=address)
+        print(f"serving gateway {address}", flush=True)
+
+    server = make_server(deployment, announce)
 
     def stop() -> None:
         server.should_exit = True

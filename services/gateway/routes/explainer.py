@@ -12,11 +12,11 @@ from services.gateway.backends import calling
 from services.gateway.errors import internal_error
 from services.gateway.gateway import TheGateway, json_answer
 from services.gateway.requests import ScoreRequest
-from services.gateway.responses import ScoreResult
+from services.gateway.responses import PROBLEMS, ScoreResult
 from services.gateway.routes.read import component_message
 from shared.errors import InvalidArgument
 
-router = APIRouter(tags=["explainer"])
+router = APIRouter(tags=["explainer"], responses=PROBLEMS)
 
 
 @router.post("/score", response_model=ScoreResult)

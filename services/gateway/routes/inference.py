@@ -34,6 +34,7 @@ from services.gateway.requests import (
     NodeIdAndDatasets,
 )
 from services.gateway.responses import (
+    PROBLEMS,
     DerivedAttentionScalarsResponse,
     DerivedScalarsResponse,
     ModelInfoResponse,
@@ -44,7 +45,7 @@ from services.gateway.routes.read import component_message
 _Value = TypeVar("_Value")
 _Other = TypeVar("_Other")
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], responses=PROBLEMS)
 
 
 @router.post("/derived_scalars", response_model=DerivedScalarsResponse)

@@ -13,8 +13,9 @@ from neuropil.records import v1
 from services.gateway.backends import calling
 from services.gateway.encoding import token_pair_record_pieces, token_record_pieces
 from services.gateway.gateway import TheGateway, json_answer
-from services.gateway.requests import ComponentId, ExistingExplanationsRequest, RecordRequest
+from services.gateway.requests import ComponentId, ExistingExplanationsRequest, NodeIdAndDatasets
 from services.gateway.responses import (
+    PROBLEMS,
     AttentionHeadRecordResponse,
     AttributedScoredExplanation,
     NeuronDatasetMetadata,
@@ -42,7 +43,7 @@ VIEWER_SCALAR_TYPES = frozenset(
 
 _MAX_PARTIAL_HEADER = 4096
 
-router = APIRouter(tags=["read"])
+router = APIRouter(tags=["read"], responses=PROBLEMS)
 
 
 @router.post("/existing_explanations", response_model=list[AttributedScoredExplanation])
@@ -74,7 +75,7 @@ async def existing_explanations(body: ExistingExplanationsRequest, gateway: TheG
 
 
 @router.post("/neuron_record", response_model=NeuronRecordResponse)
-async def neuron_record(body: RecordRequest, gateway: TheGateway) -> Response:
+async def neuron_record(body: NodeIdAndDatasets, gateway: TheGateway) -> Response:
     """The record of a component with one activation a token."""
     request = v1.GetTokenRecordRequest(
         component=component_message(body), datasets=body.datasets, view=_view(body)
@@ -85,7 +86,7 @@ async def neuron_record(body: RecordRequest, gateway: TheGateway) -> Response:
 
 
 @router.post("/attention_head_record", response_model=AttentionHeadRecordResponse)
-async def attention_head_record(body: RecordRequest, gateway: TheGateway) -> Response:
+async def attention_head_record(body: NodeIdAndDatasets, gateway: TheGateway) -> Response:
     """The record of a component with one activation a token pair."""
     request = v1.GetTokenPairRecordRequest(
         component=component_message(body), datasets=body.datasets, view=_view(body)
@@ -123,7 +124,7 @@ def component_message(body: ComponentId) -> common.ComponentId:
     )
 
 
-def _view(body: RecordRequest) -> v1.RecordView:
+def _view(body: NodeIdAndDatasets) -> v1.RecordView:
     return v1.RecordView(
         include_quantile_samples=body.include_quantile_samples, include_moments=body.include_moments
     )
