@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import blobfile
 import structlog
+import urllib3
 
 from services.records.datasets import PATH_NOT_ALLOWED
 from services.records.folders import Folder, is_within
@@ -37,8 +38,15 @@ class FileStore:
     the storage does not answer or refuses.
     """
 
-    def __init__(self, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        max_bytes: int = MAX_FILE_BYTES,
+        http_pool: Callable[[], urllib3.PoolManager] | None = None,
+    ) -> None:
+        """`http_pool` makes the connections to blob stores where they are not the usual ones."""
         self._max_bytes = max_bytes
+        self._http_pool = http_pool
 
     def read(self, folder: Folder, relative: str) -> bytes | None:
         """The content of the file at `relative` in the folder."""
@@ -70,6 +78,7 @@ class FileStore:
             connect_timeout=5,
             read_timeout=15,
             save_access_token_to_disk=False,
+            get_http_pool=self._http_pool,
         )
         return context
 
@@ -174,10 +183,11 @@ def local_path(folder: Folder, relative: str) -> str:
 
 
 def _unavailable(name: str, error: Exception) -> Unavailable:
-    # The operating system's text may hold the path that a link leads to.
-    cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    # Only the system's own words are passed on: other texts hold paths, URLs and headers.
+    cause = error.strerror if isinstance(error, OSError) else None
+    _log.warning("storage_unavailable", file=name, error=str(error))
     return Unavailable(
-        f"{name} can't be read now: {cause}.",
+        f"{name} can't be read now: {cause or 'the blob store failed'}.",
         reason="STORAGE_UNAVAILABLE",
         metadata={"file": name},
     )
