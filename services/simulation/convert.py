@@ -237,7 +237,7 @@ def result_message(scored: ScoredExplanation) -> v1.ScoreExplanationResponse:
         v1.ScoredSequenceSimulation(
             simulation=simulation_message(simulation, report),
             true_activations=to_tensor(true),
-            scores=scores_message(scored.sequence_scores[position]),
+            scores=scores_message(scored.scores[position]),
         )
         for position, (simulation, report, true) in enumerate(
             zip(scored.simulations, scored.reports, scored.true_activations, strict=True)
@@ -247,11 +247,11 @@ def result_message(scored: ScoredExplanation) -> v1.ScoreExplanationResponse:
         result=v1.ScoredExplanation(
             explanation=scored.explanation,
             scored_simulation=v1.ScoredSimulation(
-                sequences=sequences, scores=scores_message(scored.scores)
+                sequences=sequences, scores=scores_message(scored.scores.overall)
             ),
             uncalibrated_scores=scores_message(scored.uncalibrated_scores),
             provenance=_provenance_message(scored.provenance),
-            preferred_score=score_message(scored.scores.correlation),
+            preferred_score=score_message(scored.scores.overall.correlation),
         )
     )
 

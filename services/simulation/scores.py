@@ -12,6 +12,7 @@ All sequences of a call are scored at once, in closed form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from services.simulation.errors import InvalidInput, as_vector, require_same_length
+from services.simulation.moments import Moments
 
 FloatArray = NDArray[np.float64]
 
@@ -85,6 +87,8 @@ class ScoreTable:
     correlation: ScoreColumn
     rsquared: ScoreColumn
     absolute_dev_explained: ScoreColumn
+    overall: ScoreTriple
+    """On all sequences concatenated."""
 
     def __len__(self) -> int:
         return len(self.correlation.values)
@@ -104,7 +108,7 @@ def score(true_activations: ArrayLike, expected_activations: ArrayLike) -> Score
         InvalidInput: the lengths differ, or something isn't a number.
     """
     true = as_vector(true_activations, "true_activations")
-    return score_sequences(true, expected_activations, [len(true)])[0]
+    return score_sequences(true, expected_activations, [len(true)]).overall
 
 
 def score_sequences(
@@ -119,113 +123,76 @@ def score_sequences(
             negative, or something isn't a number.
     """
     true = as_vector(true_activations, "true_activations")
-    simulated = as_vector(expected_activations, "expected_activations")
-    require_same_length(len(true), "true_activations", len(simulated), "expected_activations")
+    expected = as_vector(expected_activations, "expected_activations")
+    require_same_length(len(true), "true_activations", len(expected), "expected_activations")
     counts = _as_lengths(lengths, len(true))
 
+    if not len(true):
+        return _all_empty(len(counts))
     filled = counts > 0
-    if not filled.all():
-        return _with_empty_rows(score_sequences(true, simulated, counts[filled]), filled)
-    if not len(counts):
-        return _table(np.zeros((3, 0)), np.zeros((3, 0), dtype=np.uint8))
-
-    starts = np.cumsum(counts) - counts
-    finite: NDArray[np.bool_] | None = None
+    lengths_filled = counts[filled]
+    starts = np.cumsum(lengths_filled) - lengths_filled
+    bad_rows = np.zeros(len(starts), dtype=np.bool_)
     with np.errstate(over="ignore", invalid="ignore"):
-        overflowed = not np.isfinite(true.sum() + simulated.sum())
-    if overflowed:
-        bad = ~(np.isfinite(true) & np.isfinite(simulated))
-        finite = ~np.logical_or.reduceat(bad, starts)
-        true, simulated = np.where(bad, 0.0, true), np.where(bad, 0.0, simulated)
-    values, reasons = _score_filled(true, simulated, counts, starts)
-    if finite is not None:
-        reasons[:, ~finite] = UndefinedReason.UNDEFINED_NON_FINITE_INPUT
-    values[reasons > 0] = np.nan
-    return _table(values, reasons)
+        suspicious = not np.isfinite(true.sum() + expected.sum())
+    if suspicious:
+        bad = ~(np.isfinite(true) & np.isfinite(expected))
+        bad_rows = np.logical_or.reduceat(bad, starts)
+        true, expected = np.where(bad, 0.0, true), np.where(bad, 0.0, expected)
 
-
-# A sum of squares outside of this range has lost digits, or all of them.
-_SMALLEST, _LARGEST = 1e-280, 1e280
-
-
-def _score_filled(
-    true: FloatArray, simulated: FloatArray, counts: NDArray[np.int64], starts: NDArray[np.int64]
-) -> tuple[FloatArray, NDArray[np.uint8]]:
-    """Scores [3, n] and reasons [3, n] of sequences that are finite and not empty."""
-    lowest_true = np.minimum.reduceat(true, starts)
-    highest_true = np.maximum.reduceat(true, starts)
-    lowest_simulated = np.minimum.reduceat(simulated, starts)
-    highest_simulated = np.maximum.reduceat(simulated, starts)
-
-    # Constancy is read from the extrema: a variance of equal values needn't round to 0.
-    reasons = np.zeros((3, len(counts)), dtype=np.uint8)
-    reasons[0, lowest_true == highest_true] = UndefinedReason.UNDEFINED_CONSTANT_ACTIVATIONS
-    reasons[0, lowest_simulated == highest_simulated] = (
-        UndefinedReason.UNDEFINED_CONSTANT_SIMULATION
-    )
-    reasons[0, counts == 1] = UndefinedReason.UNDEFINED_SINGLE_TOKEN
-    reasons[1:, (lowest_true == 0) & (highest_true == 0)] = (
-        UndefinedReason.UNDEFINED_ZERO_ACTIVATIONS
-    )
+    def tokens(row: int) -> tuple[FloatArray, FloatArray]:
+        span = slice(int(starts[row]), int(starts[row] + lengths_filled[row]))
+        return true[span], expected[span]
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-        sums = _sums(true, simulated, counts, starts)
-        second, squared_error, absolute, absolute_error, variance_t, variance_s, covariance = sums
-        values = np.empty((3, len(counts)))
-        values[0] = np.clip(covariance / (np.sqrt(variance_t) * np.sqrt(variance_s)), -1.0, 1.0)
-        values[1] = 1.0 - squared_error / second
-        values[2] = 1.0 - absolute_error / absolute
-    suspect = _out_of_range(second, np.where(absolute_error == 0, second, squared_error))
-    suspect &= reasons[1] == 0
-    suspect |= _out_of_range(variance_t, variance_s) & (reasons[0] == 0)
-    suspect |= ~np.isfinite(absolute_error) | ~np.isfinite(absolute)
-    for row in np.flatnonzero(suspect):
-        span = slice(int(starts[row]), int(starts[row] + counts[row]))
-        values[:, row] = _score_scaled(true[span], simulated[span])
-    undefined = (reasons == 0) & ~np.isfinite(values)
-    reasons[undefined] = UndefinedReason.UNDEFINED_OVERFLOW
+        moments = Moments.of_sequences(true, expected, lengths_filled, starts)
+        values, reasons = _from_moments(moments, tokens)
+        overall = _from_moments(moments.concatenated(), lambda _: (true, expected))
+    reasons[:, bad_rows] = UndefinedReason.UNDEFINED_NON_FINITE_INPUT
+    if bad_rows.any():
+        overall[1][:] = UndefinedReason.UNDEFINED_NON_FINITE_INPUT
+    all_values = np.full((3, len(counts)), np.nan)
+    all_reasons = np.full((3, len(counts)), UndefinedReason.UNDEFINED_EMPTY, dtype=np.uint8)
+    all_values[:, filled], all_reasons[:, filled] = values, reasons
+    all_values[all_reasons > 0] = np.nan
+    correlation, rsquared, deviation = map(ScoreColumn, all_values, all_reasons)
+    total = ScoreTriple(*(ScoreColumn(*column)[0] for column in zip(*overall, strict=True)))
+    return ScoreTable(correlation, rsquared, deviation, total)
+
+
+def _from_moments(
+    moments: Moments, tokens: Callable[[int], tuple[FloatArray, FloatArray]]
+) -> tuple[FloatArray, NDArray[np.uint8]]:
+    """Scores [3, n] and reasons [3, n]; `tokens` gives a row's activations, true and expected."""
+    reasons = np.zeros((3, len(moments.counts)), dtype=np.uint8)
+    reasons[0, moments.true_constant] = UndefinedReason.UNDEFINED_CONSTANT_ACTIVATIONS
+    reasons[0, moments.expected_constant] = UndefinedReason.UNDEFINED_CONSTANT_SIMULATION
+    reasons[0, moments.counts == 1] = UndefinedReason.UNDEFINED_SINGLE_TOKEN
+    reasons[1:, moments.true_zero] = UndefinedReason.UNDEFINED_ZERO_ACTIVATIONS
+    values = np.empty((3, len(moments.counts)))
+    norms = np.sqrt(moments.true_deviation) * np.sqrt(moments.expected_deviation)
+    values[0] = np.clip(moments.codeviation / norms, -1.0, 1.0)
+    values[1] = 1.0 - moments.error_squared / moments.true_squared
+    values[2] = 1.0 - moments.error_absolute / moments.true_absolute
+    for row in np.flatnonzero(moments.lossy):
+        values[:, row] = _score_scaled(*tokens(int(row)))
+    reasons[(reasons == 0) & ~np.isfinite(values)] = UndefinedReason.UNDEFINED_OVERFLOW
     return values, reasons
 
 
-def _sums(
-    true: FloatArray, simulated: FloatArray, counts: NDArray[np.int64], starts: NDArray[np.int64]
-) -> tuple[FloatArray, ...]:
-    def total(values: FloatArray) -> FloatArray:
-        return np.add.reduceat(values, starts)
-
-    error = true - simulated
-    centred_true = true - np.repeat(total(true) / counts, counts)
-    centred_simulated = simulated - np.repeat(total(simulated) / counts, counts)
-    return (
-        total(true * true),
-        total(error * error),
-        total(np.abs(true)),
-        total(np.abs(error)),
-        total(centred_true * centred_true),
-        total(centred_simulated * centred_simulated),
-        total(centred_true * centred_simulated),
-    )
-
-
-def _out_of_range(first: FloatArray, second: FloatArray) -> NDArray[np.bool_]:
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    return ~((low >= _SMALLEST) & (high <= _LARGEST))
-
-
-def _score_scaled(true: FloatArray, simulated: FloatArray) -> tuple[float, float, float]:
+def _score_scaled(true: FloatArray, expected: FloatArray) -> tuple[float, float, float]:
     """The scores of one sequence whose squares leave the range of a double: scaled first.
 
     The correlation doesn't change with the scale of either side, the other two not with a scale
     that both share. NaN or infinity where even so no double holds the result.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-        scale = float(np.max(np.abs(true)))
-        unit, shared = true / scale, simulated / scale
-        rsquared = 1.0 - np.mean(np.square(unit - shared)) / np.mean(np.square(unit))
-        deviation = 1.0 - np.mean(np.abs(unit - shared)) / np.mean(np.abs(unit))
-        deltas = [_centred(side) for side in (true, simulated)]
-        norms = [float(np.sqrt(delta @ delta)) for delta in deltas]
-        correlation = (deltas[0] / norms[0]) @ (deltas[1] / norms[1])
+    scale = float(np.max(np.abs(true)))
+    unit, shared = true / scale, expected / scale
+    rsquared = 1.0 - np.mean(np.square(unit - shared)) / np.mean(np.square(unit))
+    deviation = 1.0 - np.mean(np.abs(unit - shared)) / np.mean(np.abs(unit))
+    deltas = [_centred(side) for side in (true, expected)]
+    norms = [float(np.sqrt(delta @ delta)) for delta in deltas]
+    correlation = (deltas[0] / norms[0]) @ (deltas[1] / norms[1])
     return float(np.clip(correlation, -1.0, 1.0)), float(rsquared), float(deviation)
 
 
@@ -256,15 +223,8 @@ def _as_lengths(lengths: ArrayLike, total: int) -> NDArray[np.int64]:
     return counts
 
 
-def _with_empty_rows(filled_rows: ScoreTable, filled: NDArray[np.bool_]) -> ScoreTable:
-    values = np.full((3, len(filled)), np.nan)
-    reasons = np.full((3, len(filled)), UndefinedReason.UNDEFINED_EMPTY, dtype=np.uint8)
-    columns = (filled_rows.correlation, filled_rows.rsquared, filled_rows.absolute_dev_explained)
-    for row, column in enumerate(columns):
-        values[row, filled] = column.values
-        reasons[row, filled] = column.reasons
-    return _table(values, reasons)
-
-
-def _table(values: FloatArray, reasons: NDArray[np.uint8]) -> ScoreTable:
-    return ScoreTable(*(ScoreColumn(values[row], reasons[row]) for row in range(3)))
+def _all_empty(sequences: int) -> ScoreTable:
+    reasons = np.full(sequences, UndefinedReason.UNDEFINED_EMPTY, dtype=np.uint8)
+    column = ScoreColumn(np.full(sequences, np.nan), reasons)
+    nothing = Score(None, UndefinedReason.UNDEFINED_EMPTY)
+    return ScoreTable(column, column, column, ScoreTriple(nothing, nothing, nothing))

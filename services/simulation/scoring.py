@@ -76,9 +76,8 @@ class ScoredExplanation:
     """Calibrated, one a scored sequence."""
     reports: tuple[ValidityReport, ...]
     true_activations: tuple[FloatArray, ...]
-    sequence_scores: ScoreTable
-    scores: ScoreTriple
-    """On all scored sequences concatenated."""
+    scores: ScoreTable
+    """Of each scored sequence, and of all concatenated."""
     uncalibrated_scores: ScoreTriple
     provenance: Provenance
 
@@ -137,8 +136,7 @@ async def score_explanation(
         simulations=simulations,
         reports=tuple(result.report for result in results),
         true_activations=split.scored.activations,
-        sequence_scores=score_sequences(true, expected, lengths),
-        scores=score(true, expected),
+        scores=score_sequences(true, expected, lengths),
         uncalibrated_scores=score(true, uncalibrated),
         provenance=Provenance(
             simulator=simulator.name,

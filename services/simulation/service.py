@@ -14,7 +14,7 @@ from services.simulation.calibrated_simulator import calibrated
 from services.simulation.calibration import CalibrationKind, fit_calibration
 from services.simulation.labeled_sequences import LabeledSequences, ScoringSplit
 from services.simulation.record_source import RecordSource
-from services.simulation.scores import score, score_sequences
+from services.simulation.scores import score_sequences
 from services.simulation.scoring import ScoringProgress, ScoringTask, score_explanation
 from services.simulation.simulators.interface import DEFAULT_MIN_COVERAGE
 from services.simulation.simulators.registry import SimulatorRegistry
@@ -140,10 +140,9 @@ class SimulationService:
         expected = convert.vector_of(request.expected_activations, "expected_activations")
         lengths = list(request.sequence_lengths)
         table = await asyncio.to_thread(score_sequences, true, expected, lengths)
-        overall = await asyncio.to_thread(score, true, expected)
         return v1.ScoreSimulationsResponse(
             sequence_scores=[convert.scores_message(table[i]) for i in range(len(table))],
-            scores=convert.scores_message(overall),
+            scores=convert.scores_message(table.overall),
         )
 
     async def ProposeExplanations(

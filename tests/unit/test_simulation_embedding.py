@@ -110,12 +110,12 @@ async def test_what_was_computed_is_reused(simulator: EmbeddingSimulator) -> Non
 async def test_odd_sequences_get_distributions(simulator: EmbeddingSimulator) -> None:
     sequences = [
         [" ", "\n", ""],
-        ["𝔘𝔫𝔦𝔠𝔬𝔡𝔢", " 日本語", "\u202e", "�", "\x00"],
+        ["𝔘𝔫𝔦𝔠𝔬𝔡𝔢", " 日本語", "\u202e", "�", "\x00", "\ud83d", "x\udc00"],
         ["x" * 5000, " y"],
         [f" word{i}" for i in range(400)],
         ["-"],
     ]
-    for explanation in ("日本語 and “𝔘𝔫𝔦”", "?", "words " * 1500):
+    for explanation in ("日本語 and “𝔘𝔫𝔦”", "?", "\ud83d", "words " * 1500):
         values = await expected(simulator, explanation, sequences)
         assert np.isfinite(values).all()
 

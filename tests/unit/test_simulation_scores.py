@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from services.simulation.errors import InvalidInput
-from services.simulation.scores import UndefinedReason, score, score_sequences
+from services.simulation.scores import ScoreTriple, UndefinedReason, score, score_sequences
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 6))
 
@@ -44,6 +44,19 @@ def test_many_sequences_score_as_each_alone(
     assert len(table) == len(true)
     for position, (own_true, own_simulated) in enumerate(zip(true, simulated, strict=True)):
         assert table[position] == score(own_true, own_simulated)
+    together = score(np.concatenate([[], *true]), np.concatenate([[], *simulated]))
+    assert_close(table.overall, together)
+
+
+def assert_close(ours: ScoreTriple, theirs: ScoreTriple) -> None:
+    for own, other in (
+        (ours.correlation, theirs.correlation),
+        (ours.rsquared, theirs.rsquared),
+        (ours.absolute_dev_explained, theirs.absolute_dev_explained),
+    ):
+        assert own.reason == other.reason
+        if other.value is not None:
+            assert own.value == pytest.approx(other.value, rel=1e-9, abs=1e-9)
 
 
 @settings(deadline=None)
@@ -86,6 +99,13 @@ def test_rsquared_ignores_a_shared_scale() -> None:
         assert other.absolute_dev_explained.value == pytest.approx(
             reference.absolute_dev_explained.value, rel=1e-9
         )
+
+
+def test_scores_of_all_survive_the_scale_of_one() -> None:
+    table = score_sequences([1e200, 2e200, 1.0, 2.0], [1e200, 2e200, 1.0, 2.0], [2, 2])
+    assert table.overall.preferred == pytest.approx(1.0)
+    assert table.overall.rsquared.value == 1.0
+    assert table[1].preferred == pytest.approx(1.0)
 
 
 def test_a_perfect_simulation_scores_one() -> None:
@@ -154,6 +174,7 @@ def test_non_finite_input_spoils_its_own_sequence_alone() -> None:
         None,
     ]
     assert table[3].preferred == pytest.approx(1.0)
+    assert table.overall.rsquared.reason == UndefinedReason.UNDEFINED_NON_FINITE_INPUT
 
 
 @pytest.mark.parametrize(

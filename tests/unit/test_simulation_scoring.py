@@ -108,13 +108,13 @@ async def test_calibration_makes_a_right_simulation_perfect() -> None:
         (5, "score"),
     ]
     assert {p.total for p in progress} == {5}
-    assert result.scores.correlation.value == pytest.approx(1.0)
-    assert result.scores.rsquared.value == pytest.approx(1.0)
+    assert result.scores.overall.correlation.value == pytest.approx(1.0)
+    assert result.scores.overall.rsquared.value == pytest.approx(1.0)
     before = result.uncalibrated_scores
     assert before.correlation.value == pytest.approx(1.0)
     assert before.rsquared.value is not None
     assert before.rsquared.value < 0.9
-    third = result.sequence_scores[2]
+    third = result.scores[2]
     assert third.correlation.reason == UndefinedReason.UNDEFINED_CONSTANT_SIMULATION
     assert third.rsquared.value == pytest.approx(1.0)
     provenance = result.provenance
@@ -135,15 +135,15 @@ async def test_no_calibration_simulates_no_calibration_sequences() -> None:
     progress, result = await run(task(CalibrationKind.NONE), simulator)
     assert simulator.simulated == list(SCORED.tokens)
     assert progress[0] == ScoringProgress(0, 3, "simulate")
-    assert result.scores == result.uncalibrated_scores
+    assert result.scores.overall == result.uncalibrated_scores
     assert result.provenance.fitted_tokens == 0
 
 
 async def test_tokens_without_a_distribution_take_no_part() -> None:
     gaps = labeled(("4 x 6", [9.0, 1e6, 13.0]), ("7 1 5", [15.0, 3.0, 11.0]))
     _, result = await run(task(scored=gaps, min_coverage=0.5))
-    assert result.scores.rsquared.value == pytest.approx(1.0)
-    assert result.sequence_scores[0].correlation.value == pytest.approx(1.0)
+    assert result.scores.overall.rsquared.value == pytest.approx(1.0)
+    assert result.scores[0].correlation.value == pytest.approx(1.0)
     assert np.isnan(result.simulations[0].expected_activations[1])
     assert result.reports[0].malformed == 1
     with pytest.raises(FailedPrecondition, match="5 of 6 tokens"):
@@ -157,10 +157,12 @@ async def test_activations_that_are_not_finite() -> None:
         holes = labeled(("1 2 3 4", [3.0, bad, 7.0, 9.0]))
         _, result = await run(task(calibration=holes))
         assert result.provenance.fitted_tokens == 3
-        assert result.scores.rsquared.value == pytest.approx(1.0)
+        assert result.scores.overall.rsquared.value == pytest.approx(1.0)
         _, result = await run(task(scored=SCORED + holes))
-        assert result.scores.correlation.reason == UndefinedReason.UNDEFINED_NON_FINITE_INPUT
-        assert result.sequence_scores[0].rsquared.value == pytest.approx(1.0)
+        assert (
+            result.scores.overall.correlation.reason == UndefinedReason.UNDEFINED_NON_FINITE_INPUT
+        )
+        assert result.scores[0].rsquared.value == pytest.approx(1.0)
         with pytest.raises(InvalidInput, match="finite true activation"):
             await run(task(calibration=labeled(("1", [bad]))))
 

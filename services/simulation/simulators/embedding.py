@@ -30,7 +30,7 @@ from services.simulation.simulators.interface import (
     check_request,
 )
 from services.simulation.simulators.sentence_encoder import EncodingCost, SentenceEncoder
-from services.simulation.simulators.words import WordSequence, reading
+from services.simulation.simulators.words import WordSequence, readable, reading
 from shared.errors import Unavailable
 
 _FORMULA_VERSION = "1"
@@ -101,6 +101,7 @@ class EmbeddingSimulator:
             ) from error
         began = time.perf_counter()
         cost = EncodingCost()
+        explanation = readable(explanation)
         cues = Cues.from_explanation(explanation)
         facet_vectors = encoder.texts(facets(explanation), cost, stopped)
         common = encoder.texts(self._common, cost, stopped)

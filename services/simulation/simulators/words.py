@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+|[^\w\s]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _PLAIN_WORD = re.compile(r"[^\W_]+")
@@ -54,7 +55,7 @@ class WordSequence:
     @classmethod
     def from_tokens(cls, tokens: Sequence[str]) -> WordSequence:
         """Join the tokens, cut the text into words, and find each token's word."""
-        text = "".join(tokens)
+        text = readable("".join(tokens))
         spans = [match.span() for match in _WORD.finditer(text)]
         starts = np.asarray([span[0] for span in spans], dtype=np.int64)
         ends = np.asarray([span[1] for span in spans], dtype=np.int64)
@@ -74,6 +75,11 @@ class WordSequence:
             completes=completes,
             tokens=tuple(tokens),
         )
+
+
+def readable(text: str) -> str:
+    """`text` with halves of surrogate pairs, which no tokenizer takes, as U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def reading(word: str) -> str:
