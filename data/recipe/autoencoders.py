@@ -22,6 +22,8 @@ from data.recipe.model import Batches, load
 from data.recipe.network import Network
 from data.recipe.tokenizer import token_stream
 
+STEPS = 1500
+
 
 @dataclass(frozen=True)
 class Design:
@@ -38,7 +40,7 @@ class Design:
 
 DESIGNS = (
     Design("resid_delta_mlp", "topk", k=12),
-    Design("resid_delta_attn", "relu", sparsity=0.02),
+    Design("resid_delta_attn", "relu", sparsity=0.2),
 )
 
 
@@ -208,18 +210,22 @@ def measure(
 
 def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    steps: Annotated[int, typer.Option(min=10)] = 1500,
+    steps: Annotated[int, typer.Option(min=10)] = STEPS,
+    only: Annotated[str | None, typer.Option(help="Train only the one that reads this.")] = None,
     cache: Path = CACHE,
     folder: Path = MODEL,
 ) -> None:
-    """Train both autoencoders, write them beside the model, and their figures as JSON."""
+    """Train the autoencoders, write them beside the model, and their figures as JSON."""
     console = Console()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     network = load(folder).to(torch.device(device))
     stream = token_stream(tokenizer, TRAIN, cache)
     held = token_stream(tokenizer, VALIDATION, cache)
-    report = {}
+    figures_file = folder / "autoencoders.json"
+    report = json.loads(figures_file.read_text()) if only and figures_file.exists() else {}
     for design in DESIGNS:
+        if only not in (None, design.dst):
+            continue
         autoencoder = train(network, stream, design, steps, console)
         path = folder / f"autoencoder_{design.dst}.safetensors"
         save_file(
@@ -237,7 +243,7 @@ def main(
         network.to(torch.device(device))
         report[design.dst] = [vars(layer) for layer in figures]
         console.print(design.dst, figures)
-    (folder / "autoencoders.json").write_text(json.dumps(report, indent=1) + "\n")
+    figures_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

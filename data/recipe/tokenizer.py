@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from data.recipe.layout import CACHE, END_OF_TEXT, MODEL, TRAIN, passages_path
+from data.recipe.layout import CACHE, END_OF_TEXT, MODEL, SPLITS, TRAIN, passages_path
 
 VOCABULARY = 4096
 
@@ -66,8 +66,9 @@ def main(cache: Path = CACHE, model: Path = MODEL) -> None:
     tokenizer = train(texts(TRAIN, cache))
     model.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(model / "tokenizer.json"))
-    stream = token_stream(tokenizer, TRAIN, cache)
-    Console().print(f"{tokenizer.get_vocab_size()} tokens; the training split has {len(stream):,}")
+    counts = {split: len(token_stream(tokenizer, split, cache)) for split in SPLITS}
+    (cache / "tokens.json").write_text(json.dumps(counts) + "\n")
+    Console().print(f"{tokenizer.get_vocab_size()} tokens; of the splits: {counts}")
 
 
 if __name__ == "__main__":

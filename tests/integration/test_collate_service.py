@@ -16,7 +16,6 @@ import pytest
 
 from shared.formats.decoding import decode_neuron_record
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -124,6 +123,7 @@ def whole(scalars: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_records_agree_with_the_model(whole: Path, model: Path) -> None:
+    import torch
     from tokenizers import Tokenizer
 
     from data.recipe.model import load
