@@ -40,7 +40,8 @@ def encode(value: msgspec.Struct, *, significant_digits: int | None = None) -> b
 def round_significant(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
     """Each value rounded to `digits` significant decimal digits; shape and non-finites are kept.
 
-    Results are the doubles that print with at most that many digits.
+    Results are the doubles that print with at most that many digits; a value that would round to
+    infinity stays as it is.
     """
     if digits < 1:
         raise ValueError(f"significant digits must be at least 1, not {digits}")
@@ -55,7 +56,8 @@ def round_significant(values: NDArray[np.float64], digits: int) -> NDArray[np.fl
     for index in np.argwhere(finite & ~small):
         place = tuple(index)
         rounded[place] = float(f"{values[place]:.{digits - 1}e}")
-    return rounded
+    # The largest doubles round to more than a double holds; infinity would be written as null.
+    return np.where(finite & np.isinf(rounded), values, rounded)
 
 
 def merge_explanations(existing: _Results | None, added: _Results) -> _Results:
