@@ -7,10 +7,18 @@ triangular factor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def _lasting() -> Iterator[None]:
+    """What is made here can be used anywhere later: tensors of inference mode can't."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class WriteWeights:
@@ -38,7 +46,8 @@ class WriteWeights:
     def mlp_norms(self, layer: int) -> Tensor:
         """Length of every neuron's write vector, shape (F,)."""
         if layer not in self._mlp_norms:
-            self._mlp_norms[layer] = self.mlp[layer].norm(dim=1)
+            with _lasting():
+                self._mlp_norms[layer] = self.mlp[layer].norm(dim=1)
         return self._mlp_norms[layer]
 
     def attn_factors(self, layer: int) -> Tensor:
@@ -48,9 +57,10 @@ class WriteWeights:
         cancellation, and without a vector of residual width for every token pair.
         """
         if layer not in self._attn_factors:
-            self._attn_factors[layer] = torch.linalg.qr(
-                self.attn[layer].transpose(1, 2), mode="r"
-            ).R
+            with _lasting():
+                self._attn_factors[layer] = torch.linalg.qr(
+                    self.attn[layer].transpose(1, 2), mode="r"
+                ).R
         return self._attn_factors[layer]
 
     def head_write_norms(self, layer: int, values: Tensor) -> Tensor:
