@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Route
 
 from neuropil.channel import MEBIBYTE
 from services.gateway.backends import open_backends
@@ -62,14 +63,24 @@ def create_app(deployment: Deployment) -> ASGIApp:
         separate_input_output_schemas=False,
         max_body_size=deployment.http.max_body_megabytes * MEBIBYTE,
     )
-    for module in (read, inference, explainer, pages, later):
-        app.include_router(module.router)
+    routers = [module.router for module in (read, inference, explainer, pages, later)]
+    for router in routers:
+        app.include_router(router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     _answer_failures(app)
     return CORSMiddleware(
         RequestMiddleware(
             app,
-            routes={route.path for route in app.routes if hasattr(route, "path")},
+            routes={
+                "/docs",
+                "/openapi.json",
+                *(
+                    route.path
+                    for each in routers
+                    for route in each.routes
+                    if isinstance(route, Route)
+                ),
+            },
             default_seconds=deployment.limits.default_deadline_seconds,
         ),
         allow_origins=deployment.http.cors_origins,

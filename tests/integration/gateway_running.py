@@ -13,7 +13,7 @@ import httpx
 from neuropil.records import v1 as records
 from neuropil.scalars import v1 as scalars
 from neuropil.simulation import v1 as simulation
-from services.gateway.server import make_server
+from services.gateway.server import listen, make_server
 from shared import errors
 from shared.rpc.server import RpcService, RunningServer, ServerOptions, start_server
 from shared.settings import Deployment, Limits, Model, Services
@@ -59,7 +59,7 @@ async def gateway(deployment: Deployment) -> AsyncIterator[httpx.AsyncClient]:
     """The gateway of a deployment, and a client of it."""
     listening = asyncio.Event()
     server = make_server(deployment, listening.set)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await asyncio.wait_for(listening.wait(), 10)
         host, port = listener.getsockname()
