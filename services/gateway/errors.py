@@ -54,11 +54,13 @@ _REASON_BY_STATUS = {
     413: "REQUEST_TOO_LARGE",
 }
 
-# Steps of a field's path in the contract and in JSON, where they are not the same but for the case.
-# An empty name leaves the step out.
+# Steps of a field's path in the contract that JSON has not: `spec` is the route's own part of the
+# body, which the prefix names.
+_LEFT_OUT = frozenset({"component", "components", "recorded_component", "spec"})
+# Lists that JSON has in the place of the message that they are in.
+_UNWRAPPED = frozenset({"derived_scalar_types"})
+# Steps that JSON spells otherwise than the contract, but for the case.
 _JSON_STEPS = {
-    "component": "",
-    "recorded_component": "",
     "explanation_datasets.paths": "explanationDatasets",
     "component_index": "activationIndex",
     "derived_scalar_type": "dst",
@@ -252,27 +254,18 @@ def json_path(path: str, prefix: str = "") -> str:
     """
     steps: list[str] = [prefix] if prefix else []
     parts = _STEP.findall(path)
-    position = 0
-    while position < len(parts):
-        name, subscripts = parts[position]
-        pair = f"{name}.{parts[position + 1][0]}" if position + 1 < len(parts) else ""
-        if name == "spec":
-            # The route's own part of the body, which the prefix names.
-            position += 1
-            continue
+    while parts:
+        name, subscripts = parts.pop(0)
+        pair = f"{name}.{parts[0][0]}" if parts else ""
         if pair in _JSON_STEPS:
-            subscripts = parts[position + 1][1]
-            name, position = pair, position + 1
-        elif steps and steps[-1].startswith("tensorIndices[") and name == "index":
+            name, subscripts = pair, parts.pop(0)[1]
+        if name in _UNWRAPPED and steps:
+            steps[-1] += subscripts
+        elif name == "index" and steps and steps[-1].startswith("tensorIndices["):
             # An index is a message in the contract and a bare number in JSON.
-            position += 1
             continue
-        json_name = _JSON_STEPS.get(name)
-        if json_name is None:
-            json_name = to_camel(name)
-        if json_name:
-            steps.append(json_name + subscripts)
-        position += 1
+        elif name not in _LEFT_OUT:
+            steps.append((_JSON_STEPS.get(name) or to_camel(name)) + subscripts)
     if prefix and steps[1:2] == ["inferenceRequestSpec"]:
         # What to run stands beside the route's own part, not in it.
         steps = steps[1:]
