@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -100,11 +101,12 @@ class DerivedScalarsService:
         result, found = await self._data_plane.list_top_nodes(
             convert.inference_spec(request.inference), spec
         )
+        # Thousands of nodes take a while to write down, in which others should be answered.
+        nodes = await asyncio.to_thread(
+            convert.top_nodes, found, spec.pass_type, self._data_plane.subject.tokenizer.strings
+        )
         return scalars.ListTopNodesResponse(
-            inference=convert.inference_result(result),
-            top_nodes=convert.top_nodes(
-                found, spec.pass_type, self._data_plane.subject.tokenizer.strings
-            ),
+            inference=convert.inference_result(result), top_nodes=nodes
         )
 
     async def BatchDerive(

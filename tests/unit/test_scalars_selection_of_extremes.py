@@ -31,10 +31,12 @@ def test_is_what_sorting_gives(values: list[float], k: int, largest: bool) -> No
 
 @pytest.mark.parametrize("length", [1 << 14, (1 << 14) + 37, 70_000])
 @pytest.mark.parametrize("largest", [True, False])
-def test_long_tensors_are_looked_into_by_blocks(length: int, largest: bool) -> None:
+@pytest.mark.parametrize("with_nan", [True, False])
+def test_long_tensors_are_looked_into_by_blocks(length: int, largest: bool, with_nan: bool) -> None:
     generator = torch.Generator().manual_seed(length)
     flat = torch.randn(length, generator=generator)
-    flat[::97] = float("nan")
+    if with_nan:
+        flat[::97] = float("nan")
     # The most extreme of all stands last, where no whole block may reach.
     flat[-1] = 100.0 if largest else -100.0
     values, positions = top_indices(flat, 25, largest=largest)

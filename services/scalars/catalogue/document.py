@@ -12,7 +12,7 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "scalars.md"
 _LETTERS = {
     Dimension.SEQUENCE_TOKENS: "T",
     Dimension.ATTENDED_TO_SEQUENCE_TOKENS: "S",
-    Dimension.SEQUENCE_TOKEN_PAIRS: "P",
+    Dimension.SEQUENCE_TOKEN_PAIRS: "T(T+1)/2",
     Dimension.RESIDUAL_STREAM_CHANNELS: "D",
     Dimension.VOCAB_SIZE: "V",
     Dimension.ATTN_HEADS: "H",
@@ -30,8 +30,8 @@ Made by `python -m services.scalars.catalogue` from the declarations in that pac
 don't edit it.
 
 A derived scalar type is a named quantity that a model's activations and gradients determine.
-In shapes, T counts tokens, S attended-to tokens (as many), P the token pairs of the lower triangle
-row by row (T(T+1)/2), D residual stream channels, V vocabulary entries, H attention heads, dh the
+In shapes, T counts tokens, S attended-to tokens (as many), T(T+1)/2 the token pairs of the lower
+triangle row by row, D residual stream channels, V vocabulary entries, H attention heads, dh the
 channels of a head, F MLP neurons, A autoencoder latents. In formulas, x0 is the embedding, x_l the
 residual stream after layer l, x_mid that between attention and MLP, f the MLP's post-activation, P
 the attention probabilities, v the values, z the latents, w_n the write vector of latent n, d(.) the

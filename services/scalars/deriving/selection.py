@@ -19,26 +19,35 @@ def top_indices(flat: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]
     outside the k best blocks can be among the k best elements. Which of several equal elements
     is answered is not specified.
     """
-    worst = float("-inf") if largest else float("inf")
-    comparable = torch.where(flat.isnan(), torch.full_like(flat, worst), flat)
-    count = min(k, int(flat.numel() - flat.isnan().sum()))
-    if count <= 0:
+    length = flat.numel()
+    if k <= 0 or length == 0:
         return flat.new_empty(0), torch.empty(0, dtype=torch.int64, device=flat.device)
-    length = comparable.numel()
-    if length < _MINIMUM_FOR_BLOCKS or count * _BLOCK * 2 > length:
-        values, positions = torch.topk(comparable, count, largest=largest)
-    else:
-        whole = length // _BLOCK * _BLOCK
-        blocks = comparable[:whole].view(-1, _BLOCK)
-        extrema = blocks.amax(dim=1) if largest else blocks.amin(dim=1)
-        best = torch.topk(extrema, count, largest=largest).indices
-        inside = torch.arange(_BLOCK, device=flat.device)
-        rest = torch.arange(whole, length, device=flat.device)
-        candidates = torch.cat([(best[:, None] * _BLOCK + inside).flatten(), rest])
-        values, chosen = torch.topk(comparable[candidates], count, largest=largest)
-        positions = candidates[chosen]
+    if length >= _MINIMUM_FOR_BLOCKS and k * _BLOCK * 2 <= length:
+        found = _top_of_blocks(flat, k, largest=largest)
+        if found is not None:
+            return found
+    worst = float("-inf") if largest else float("inf")
+    comparable = torch.where(flat.isnan(), worst, flat)
+    values, positions = torch.topk(comparable, min(k, length), largest=largest)
     kept = ~flat[positions].isnan()
     return values[kept], positions[kept]
+
+
+def _top_of_blocks(flat: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor] | None:
+    """The same by blocks; None where the tensor holds what is not a number."""
+    length = flat.numel()
+    whole = length // _BLOCK * _BLOCK
+    blocks = flat[:whole].view(-1, _BLOCK)
+    extrema = blocks.amax(dim=1) if largest else blocks.amin(dim=1)
+    # An extremum is not a number as soon as one element of its block is not.
+    if bool(extrema.isnan().any()) or bool(flat[whole:].isnan().any()):
+        return None
+    best = torch.topk(extrema, k, largest=largest).indices
+    inside = torch.arange(_BLOCK, device=flat.device)
+    rest = torch.arange(whole, length, device=flat.device)
+    candidates = torch.cat([(best[:, None] * _BLOCK + inside).flatten(), rest])
+    values, chosen = torch.topk(flat[candidates], k, largest=largest)
+    return values, candidates[chosen]
 
 
 def top_of_tensors(
