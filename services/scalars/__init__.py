@@ -1,0 +1,1 @@
+"""Derived scalars: named quantities that a subject model's activations and gradients determine."""

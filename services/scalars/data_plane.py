@@ -1,7 +1,7 @@
 """What the derived-scalars service does, without a word of how it is called.
 
-Requests come in as checked-as-you-go domain objects, results leave as numpy arrays. Every face
-(gRPC now) only translates.
+Requests come in as the domain's objects and are checked here, results leave as numpy arrays. A face
+only translates.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from services.scalars.inference import (
     estimated_bytes,
     run_inference,
 )
+from services.scalars.metrics import JOBS, QUEUE_SECONDS, RUN_SECONDS, WAITING
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.taps import RawTensorId
 from shared.errors import ResourceExhausted, Unavailable
@@ -59,6 +61,7 @@ class _Queued:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     abandoned: threading.Event = field(default_factory=threading.Event)
+    since: float = field(default_factory=time.perf_counter)
 
 
 class Engine:
@@ -77,6 +80,8 @@ class Engine:
         self._waiting: deque[_Queued] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self._device = str(model.device)
+        WAITING.labels(self._device).set_function(lambda: len(self._waiting))
         self._thread = threading.Thread(
             target=self._work, name=f"scalars-{model.device}", daemon=True
         )
@@ -95,6 +100,7 @@ class Engine:
             if self._closed:
                 raise Unavailable("the service is ending")
             if len(self._waiting) >= self._queue_limit:
+                JOBS.labels("refused").inc()
                 raise ResourceExhausted(
                     f"{self._queue_limit} requests are waiting already",
                     reason="QUEUE_FULL",
@@ -107,8 +113,10 @@ class Engine:
             result: Result = await queued.future
         except asyncio.CancelledError:
             queued.abandoned.set()
+            # What already runs counts itself when it ends.
             with self._wake, contextlib.suppress(ValueError):
                 self._waiting.remove(queued)
+                JOBS.labels("abandoned").inc()
             raise
         return result
 
@@ -135,6 +143,7 @@ class Engine:
         estimate = run + job.extra_bytes
         limit = free_bytes(self.model.device) if self._memory_limit is None else self._memory_limit
         if estimate > limit:
+            JOBS.labels("refused").inc()
             raise ResourceExhausted(
                 f"this request would take about {estimate} bytes; there are {limit}",
                 reason="REQUEST_TOO_LARGE",
@@ -158,17 +167,23 @@ class Engine:
                 raise Abandoned
 
         job = queued.job
+        started = time.perf_counter()
+        QUEUE_SECONDS.labels(self._device).observe(started - queued.since)
         try:
             result = run_inference(self.model, job.prepared, job.captures, check)
             check()
             with torch.inference_mode():
                 value = job.derive(result, check)
         except Abandoned:
-            return
+            JOBS.labels("abandoned").inc()
         except BaseException as error:  # noqa: BLE001 - whatever it is, its caller must learn of it
-            _settle(queued, error=_out_of_memory(error, self.model.device) or error)
+            exhausted = _out_of_memory(error, self.model.device)
+            JOBS.labels("out_of_memory" if exhausted else "failed").inc()
+            _settle(queued, error=exhausted or error)
         else:
+            JOBS.labels("done").inc()
             _settle(queued, value=value)
+        RUN_SECONDS.labels(self._device).observe(time.perf_counter() - started)
 
 
 def _settle(queued: _Queued, *, value: Any = None, error: BaseException | None = None) -> None:

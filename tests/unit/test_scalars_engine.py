@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from services.scalars import engine as engine_module
 from services.scalars.engine import Check, Engine, Job, free_bytes
@@ -72,6 +73,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+def outcomes(name: str) -> float:
+    return REGISTRY.get_sample_value("neuropil_scalars_jobs_total", {"outcome": name}) or 0.0
+
+
 async def test_results_and_errors_come_back(engine: Engine, prepared: PreparedInference) -> None:
     def shape(run: RunResult, check: Check) -> tuple[int, ...]:
         found = run.raw_store.get(CAPTURE.location, CAPTURE.pass_type)
@@ -115,8 +120,10 @@ async def test_the_queue_is_bounded(engine: Engine, prepared: PreparedInference)
         for _ in range(2)
     ]
     await until(lambda: engine.waiting == 2)
+    refused = outcomes("refused")
     with pytest.raises(ResourceExhausted) as caught:
         await engine.run(Job(prepared, [CAPTURE], lambda run, check: 1))
+    assert outcomes("refused") == refused + 1
     assert caught.value.reason == "QUEUE_FULL"
     assert caught.value.retry_after_seconds
     gate.release.set()
@@ -134,9 +141,11 @@ async def test_a_queued_job_whose_caller_has_gone_never_runs(
         engine.run(Job(prepared, [CAPTURE], lambda run, check: ran.append(1)))
     )
     await until(lambda: engine.waiting == 1)
+    abandoned = outcomes("abandoned")
     queued.cancel()
     with pytest.raises(asyncio.CancelledError):
         await queued
+    assert outcomes("abandoned") == abandoned + 1
     assert engine.waiting == 0
     gate.release.set()
     await running

@@ -1,0 +1,1 @@
+"""Deriving scalars from raw activations: sources, derivers, stores, indices."""

@@ -1,0 +1,23 @@
+"""What the worker measures of itself."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+WAITING = Gauge("neuropil_scalars_jobs_waiting", "Jobs in the queue of a device.", ["device"])
+
+QUEUE_SECONDS = Histogram(
+    "neuropil_scalars_queue_seconds", "Time that a job waited for its device.", ["device"]
+)
+
+RUN_SECONDS = Histogram(
+    "neuropil_scalars_run_seconds",
+    "Time of forward and backward pass and of deriving scalars, a job.",
+    ["device"],
+)
+
+JOBS = Counter(
+    "neuropil_scalars_jobs",
+    "Jobs by what became of them (done, failed, out_of_memory, abandoned, refused).",
+    ["outcome"],
+)
