@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.formats.decoding import decode_neuron_record, decode_simulation_results
@@ -60,6 +60,7 @@ def finite_only(value: Any) -> Any:
     return value
 
 
+@settings(deadline=None)
 @given(records)
 def test_a_record_is_read_as_it_was_written(record: NeuronRecord) -> None:
     data = encode(record)
@@ -88,6 +89,7 @@ def test_half_a_surrogate_pair_is_written_as_a_replacement_character() -> None:
     assert decode_neuron_record(encode(record), "f").random_sample[0].tokens == ["\ufffd"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=64), min_size=1, max_size=8), st.integers(1, 17))
 @example([1.5e308, -1.7e308], 1)
 def test_rounding_is_decimal_rounding(values: list[float], digits: int) -> None:

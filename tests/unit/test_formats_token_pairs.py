@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.formats import token_pairs
@@ -13,6 +13,7 @@ from shared.formats.token_pairs import TokenPair
 sizes = st.integers(1, 70).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 
 
+@settings(deadline=None)
 @given(sizes)
 def test_the_cap_follows_from_the_number_of_values(size: tuple[int, int]) -> None:
     num_tokens, cap = size
@@ -20,6 +21,7 @@ def test_the_cap_follows_from_the_number_of_values(size: tuple[int, int]) -> Non
     assert token_pairs.attended_cap(num_tokens, num_values) == cap
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 900))
 def test_a_cap_is_found_just_where_one_exists(num_tokens: int, num_values: int) -> None:
     fitting = [
@@ -31,6 +33,7 @@ def test_a_cap_is_found_just_where_one_exists(num_tokens: int, num_values: int) 
     assert token_pairs.attended_cap(num_tokens, num_values) == want
 
 
+@settings(deadline=None)
 @given(sizes)
 def test_coordinates_and_rows_agree(size: tuple[int, int]) -> None:
     num_tokens, cap = size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.records.components import TOKEN_PAIR_TYPES, Component
@@ -54,6 +54,7 @@ def assert_same(got: np.ndarray, want: list[float]) -> None:
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(by_token, max_size=4), st.lists(by_token, max_size=4))
 def test_by_token(top: list[ActivationRecord], random: list[ActivationRecord]) -> None:
     columns, maximum = token_sequences([Samples(top, "top"), Samples(random, "random")], 2, "f")
@@ -67,6 +68,7 @@ def test_by_token(top: list[ActivationRecord], random: list[ActivationRecord]) -
         assert_same(got.normalized, [scaled(x, largest) for x in flat])
 
 
+@settings(deadline=None)
 @given(st.lists(by_pair, max_size=4), st.lists(by_pair, max_size=3))
 def test_by_token_pair(top: list[ActivationRecord], random: list[ActivationRecord]) -> None:
     groups = [Samples(top, "top"), Samples(random, "random")]
