@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib import resources
 from threading import Event
 from typing import ClassVar
+
+import structlog
 
 from services.simulation.simulators.cues import Cues
 from services.simulation.simulators.evidence import (
@@ -32,6 +34,8 @@ from services.simulation.simulators.interface import (
 from services.simulation.simulators.sentence_encoder import EncodingCost, SentenceEncoder
 from services.simulation.simulators.words import WordSequence, readable, reading
 from shared.errors import Unavailable
+
+_log = structlog.get_logger(__name__)
 
 _FORMULA_VERSION = "1"
 _TOKENS_AT_ONCE = 2048
@@ -63,7 +67,7 @@ class EmbeddingSimulator:
 
     def start(self) -> None:
         """Load the model in the background; a call that comes earlier waits for it."""
-        self._worker.submit(self._loaded)
+        self._worker.submit(self._loaded).add_done_callback(self._report_loading)
 
     async def close(self) -> None:
         """Stop after the running call of the model."""
@@ -89,6 +93,16 @@ class EmbeddingSimulator:
         if self._encoder is None:
             self._encoder = SentenceEncoder.load()
         return self._encoder
+
+    def _report_loading(self, loading: Future[SentenceEncoder]) -> None:
+        if loading.cancelled():
+            return
+        error = loading.exception()
+        if error is None:
+            _log.info("simulator_loaded", simulator=self.name, device=loading.result().device)
+        else:
+            # Calls try again, and answer UNAVAILABLE if that fails too.
+            _log.error("simulator_not_loaded", simulator=self.name, error=str(error))
 
     def _simulate(
         self, explanation: str, batch: Sequence[Sequence[str]], stopped: Callable[[], bool]
