@@ -60,12 +60,17 @@ def finite_only(value: Any) -> Any:
     return value
 
 
+def refuse(constant: str) -> None:
+    """What JSON has no word for must not be written."""
+    raise AssertionError(f"{constant} is no JSON")
+
+
 @settings(deadline=None)
 @given(records)
 def test_a_record_is_read_as_it_was_written(record: NeuronRecord) -> None:
     data = encode(record)
     assert b"\n" not in data
-    assert b"NaN" not in data.replace(rb"\"NaN", b"")
+    json.loads(data, parse_constant=refuse)
     again = decode_neuron_record(data, "f")
     before, after = msgspec.to_builtins(record), msgspec.to_builtins(again)
     assert finite_only(after) == finite_only(before)
