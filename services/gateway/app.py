@@ -61,7 +61,6 @@ def create_app(deployment: Deployment) -> ASGIApp:
         lifespan=lifespan,
         generate_unique_id_function=operation_id,
         separate_input_output_schemas=False,
-        max_body_size=deployment.http.max_body_megabytes * MEBIBYTE,
     )
     routers = [module.router for module in (read, inference, explainer, pages, later)]
     for router in routers:
@@ -82,6 +81,7 @@ def create_app(deployment: Deployment) -> ASGIApp:
                 ),
             },
             default_seconds=deployment.limits.default_deadline_seconds,
+            max_body_bytes=deployment.http.max_body_megabytes * MEBIBYTE,
         ),
         allow_origins=deployment.http.cors_origins,
         allow_origin_regex=LOOPBACK_ORIGIN,

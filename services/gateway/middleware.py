@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import structlog
 from prometheus_client import Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 
-from services.gateway.errors import GatewayError, internal_error
+from services.gateway.errors import GatewayError, from_http_error, internal_error
 from shared.rpc.context import REQUEST_ID_KEY, enter_deadline, enter_request
 
 if TYPE_CHECKING:
@@ -62,8 +63,11 @@ class RequestMiddleware:
     with its trace and answered with a fixed text.
     """
 
-    def __init__(self, app: ASGIApp, *, routes: Collection[str], default_seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, routes: Collection[str], default_seconds: float, max_body_bytes: int
+    ) -> None:
         self.application = app
+        self._max_body_bytes = max_body_bytes
         self._routes = frozenset(routes)
         self._default_seconds = default_seconds
 
@@ -80,13 +84,16 @@ class RequestMiddleware:
         with structlog.contextvars.bound_contextvars(request_id=chosen):
             try:
                 enter_deadline(_seconds(headers.get(TIMEOUT_HEADER), self._default_seconds))
-                watched = _WatchedReceive(receive)
+                watched = _WatchedReceive(receive, self._max_body_bytes)
+                watched.check(headers.get("content-length", ""))
                 async with _ended_with_client(watched, answer) as left:
                     await self.application(scope, watched, answer)
                 if left.is_set():
                     answer.status = _CLIENT_LEFT
             except GatewayError as error:
                 await error.response()(scope, receive, answer)
+            except HTTPException as error:
+                await from_http_error(error)(scope, receive, answer)
             except Exception:  # noqa: BLE001 - the last line of defence: nothing else may escape
                 _log.exception("unexpected_error", path=scope["path"])
                 if not answer.status:
@@ -149,14 +156,28 @@ class _Answer:
 
 
 class _WatchedReceive:
-    """Passes the body on to the application; what comes after it is for the watcher."""
+    """Passes the body on to the application, up to a size; what comes after is for the watcher."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, max_body_bytes: int) -> None:
         self._receive = receive
+        self._max_body_bytes = max_body_bytes
+        self._size = 0
         self._body_is_read = asyncio.Event()
+
+    def check(self, announced_size: str) -> None:
+        """Refuse a body by the size that the client says it has."""
+        if announced_size.isdecimal():
+            self._check_size(int(announced_size))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_body_bytes:
+            # This one the framework lets through while it reads a body.
+            raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
 
     async def __call__(self) -> Message:
         message = await self._receive()
+        self._size += len(message.get("body", b""))
+        self._check_size(self._size)
         if not message.get("more_body", False):
             self._body_is_read.set()
         return message

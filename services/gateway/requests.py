@@ -11,7 +11,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -26,6 +36,8 @@ from services.gateway.names import (
     PassType,
     PreOrPostAct,
 )
+
+_INTEGERS = TypeAdapter(int)
 
 IMPOSSIBLE = "impossible"
 """Type of the validation errors that are answered with 400."""
@@ -66,8 +78,12 @@ def _refuse_negative(value: int) -> int:
 
 def _refuse_surrogates(value: str) -> str:
     # JSON can spell half a character ("\ud800"), which no text has.
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise PydanticCustomError(IMPOSSIBLE, "must be Unicode text without lone surrogates")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError(
+            IMPOSSIBLE, "must be Unicode text without lone surrogates"
+        ) from None
     return value
 
 
@@ -75,7 +91,21 @@ Integer = Annotated[int, BeforeValidator(_refuse_fraction), AfterValidator(_refu
 Index = Annotated[Integer, AfterValidator(_refuse_negative)]
 Count = Annotated[Integer, AfterValidator(_refuse_large), AfterValidator(_refuse_negative)]
 Text = Annotated[str, AfterValidator(_refuse_surrogates)]
-AllIndices = Literal["All"]
+
+
+def _check_index_or_all(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    # As a plain union it would be two problems, of which one is always a misfit.
+    if value == "All":
+        return value
+    whole = _refuse_fraction(value)
+    try:
+        number = _INTEGERS.validate_python(whole)
+    except ValidationError:
+        raise PydanticCustomError("index", 'must be an index or "All"') from None
+    return _refuse_negative(_refuse_huge(number))
+
+
+IndexOrAll = Annotated[int | Literal["All"], WrapValidator(_check_index_or_all)]
 
 
 class Body(BaseModel):
@@ -125,7 +155,7 @@ class MirroredActivationIndex(Body):
     """An activation, or a slice of activations, by place."""
 
     activation_location_type: ActivationLocationType
-    tensor_indices: list[Index | AllIndices]
+    tensor_indices: list[IndexOrAll]
     layer_index: Index | None = None
     pass_type: PassType
 
