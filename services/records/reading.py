@@ -182,12 +182,13 @@ class RecordReader:
         return results, folder
 
     async def forget_explanations(self, component: Component, folder: Folder) -> None:
-        """Drop the explanations of a component that were changed, whatever the folder is called."""
-        names = {folder.name, folder.path}
-        for name in names:
-            await self._cache.forget(
-                _explanations_key(component, Folder(folder.path, name, folder.root))
-            )
+        """Drop the explanations of a component that were changed, as the folder is usually called.
+
+        Answers under another spelling of its path grow old by themselves.
+        """
+        for name in {folder.name, folder.name.rstrip("/"), f"{folder.path}/", folder.path}:
+            called = Folder(folder.path, name, folder.root)
+            await self._cache.forget(_explanations_key(component, called))
 
     async def close(self) -> None:
         """End what runs, and close the caches."""
@@ -307,7 +308,7 @@ class RecordReader:
 
 def _record_key(component: Component, folder: Folder, view: View) -> str:
     options = f"{'q' * view.quantile_samples}{'m' * view.moments}"
-    return _key(f"record-{options}", component, folder)
+    return _key(f"record-{options}:{component.derived_scalar_type}", component, folder)
 
 
 def _explanations_key(component: Component, folder: Folder) -> str:
@@ -317,6 +318,6 @@ def _explanations_key(component: Component, folder: Folder) -> str:
 def _key(kind: str, component: Component, folder: Folder) -> str:
     # The folder's path belongs to it as well as its name: what a name means may be configured anew.
     return (
-        f"neuropil:{kind}:{REPLY_FORMAT}:{component.derived_scalar_type}:{component.layer_index}:"
-        f"{component.component_index}:{folder.path}:{folder.name}"
+        f"neuropil:{REPLY_FORMAT}:{kind}:{component.layer_index}:{component.component_index}:"
+        f"{folder.path}:{folder.name}"
     )

@@ -463,7 +463,9 @@ async def simulations(stub: Any, dataset: str, index: int = 0) -> list[Any]:
 
 
 async def test_an_explanation_that_is_put_is_listed_and_read_back(stub: Any, world: World) -> None:
-    await stub.ListExplanations(explanations_request(dataset="pub"))
+    slashed = explanations_request(0, world.path("expl") + "/", scalar=HEADS)
+    for request in (explanations_request(dataset="pub"), slashed):
+        await stub.ListExplanations(request)
     assert not (await stub.PutExplanation(put_request(world, "naïve \u2028 東"))).replaced
     assert (await stub.PutExplanation(put_request(world, "naïve \u2028 東"))).replaced
     listed = await stub.ListExplanations(explanations_request(dataset="pub"))
@@ -473,6 +475,7 @@ async def test_an_explanation_that_is_put_is_listed_and_read_back(stub: Any, wor
         "naïve \u2028 東",
     ]
     assert listed.explanations[2].score == 0.75
+    assert len((await stub.ListExplanations(slashed)).explanations) == 3
     answers = await simulations(stub, world.path("expl"))
     assert len(answers) == 3
     assert answers[2].explanation == listed.explanations[2]
