@@ -16,6 +16,13 @@ from data.recipe.layout import CACHE, MODEL, SPLITS, passages_path
 from data.recipe.model import CURVE, Schedule
 from data.recipe.packages import PACKAGES
 
+_LICENCE_HEAD = """\
+corpus.jsonl.gz, records/ and explanations/ quote Python's documentation, changed only by dropping
+ruled lines, joining wrapped lines and cutting it into pieces; model/ was trained on it.
+Copyright © 2001-2023 Python Software Foundation; All Rights Reserved.
+
+
+"""
 _TEMPLATE = Path(__file__).with_name("model_readme.md")
 
 
@@ -85,9 +92,26 @@ def _parameters(config: dict[str, int]) -> int:
     )
 
 
+def python_licence(cache: Path) -> str:
+    """The terms of Python's documentation, as it states them itself."""
+    source = cache / "root/usr/share/doc/python3.11/html/_sources/license.rst.txt"
+    version = json.loads((cache / "versions.json").read_text())["python3.11-doc"].split("-")[0]
+    text = source.read_text(encoding="utf-8").replace("|release|", version)
+    sections = [
+        text[text.index(first) : text.index(after)].split(".. _")[0].rstrip()
+        for first, after in (
+            ("PSF LICENSE AGREEMENT", "BEOPEN.COM LICENSE AGREEMENT"),
+            ("ZERO-CLAUSE BSD LICENSE", "Licenses and Acknowledgements for Incorporated"),
+        )
+    ]
+    return _LICENCE_HEAD + "\n\n\n".join(sections) + "\n"
+
+
 def main(cache: Path = CACHE, folder: Path = MODEL) -> None:
-    """Write README.md beside the model."""
+    """Write README.md beside the model, and the licence of the quoted documentation."""
     (folder / "README.md").write_text(render(cache, folder), encoding="utf-8")
+    licence = folder.parent / "LICENSE-python-documentation.txt"
+    licence.write_text(python_licence(cache), encoding="utf-8")
 
 
 if __name__ == "__main__":

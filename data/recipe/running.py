@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +17,11 @@ DEPLOYMENT = DEMO / "deployment.yaml"
 
 @contextmanager
 def service(
-    name: str, *options: str, config: Path = DEPLOYMENT, log: Path | None = None
+    name: str,
+    *options: str,
+    config: Path = DEPLOYMENT,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Run `services.<name>` on a free port; gives its address once it answers."""
     command = [sys.executable, "-m", f"services.{name}", "--config", str(config), "--port", "0"]
@@ -25,6 +30,7 @@ def service(
         process = subprocess.Popen(
             [*command, *options],
             cwd=REPOSITORY,
+            env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
