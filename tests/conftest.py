@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.torch)
 
 
-NEEDS_TORCH = ("test_scalars_", "test_simulation_", "test_demo_", "test_collate_")
+NEEDS_TORCH = ("test_scalars_", "test_simulation_", "test_demo_", "test_collate_", "test_readme")
 """Beginnings of the names of test files whose subjects compute."""
 
 if find_spec("torch") is None:
