@@ -134,6 +134,20 @@ def resolve_selection(
     )
 
 
+def whole_selection(
+    declaration: Declaration, pass_type: PassType, shape: ModelShape, n_tokens: int
+) -> ResolvedSelection:
+    """A scalar at all its layers, uncut."""
+    sizes = shape.sizes(declaration.dst.dimensions, n_tokens)
+    return ResolvedSelection(
+        declaration=declaration,
+        pass_type=pass_type,
+        layers=_layers((), declaration.dst, shape, ""),
+        slices=tuple(slice(None) for _ in sizes),
+        shape=sizes,
+    )
+
+
 def _layers(
     wanted: Sequence[int], dst: DerivedScalarType, shape: ModelShape, field: str
 ) -> tuple[LayerIndex, ...]:

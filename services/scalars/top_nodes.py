@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 from services.scalars.deriving.activations import ActivationsAndMetadata
 from services.scalars.deriving.indexing import DerivedScalarIndex, NodeIndex
 from services.scalars.deriving.store import DerivedScalarStore
-from services.scalars.model.locations import Dimension, ModelShape, PassType
+from services.scalars.model.locations import (
+    Dimension,
+    LayerIndex,
+    ModelShape,
+    NodeType,
+    PassType,
+)
 from services.scalars.selections import (
     ResolvedSelection,
-    Selection,
-    resolve_selection,
+    check_pass,
+    find_scalar,
+    whole_selection,
 )
 from shared.errors import InvalidArgument, ResourceExhausted
 
@@ -86,57 +93,89 @@ def resolve_top_nodes(
     loss_field: str,
 ) -> ResolvedTopNodes:
     """Checks a request for top nodes; errors name the field after the prefix `field`."""
-    groups: list[tuple[ResolvedSelection, ...]] = []
-    seen: set[str] = set()
-    for position, group in enumerate(spec.groups):
-        here = f"{field}.groups[{position}]"
-        if group.group_id in seen:
-            raise InvalidArgument(f"{group.group_id} is there twice", field=f"{here}.group_id")
-        seen.add(group.group_id)
-        groups.append(
-            tuple(
-                _resolve_member(
-                    name,
-                    spec.pass_type,
-                    shape,
-                    n_tokens,
-                    has_loss,
-                    f"{here}.derived_scalar_types[{index}]",
-                    f"{field}.pass_type",
-                    loss_field,
-                )
-                for index, name in enumerate(group.dsts)
+    groups = tuple(
+        tuple(
+            _resolve_member(
+                name,
+                spec.pass_type,
+                shape,
+                n_tokens,
+                has_loss,
+                f"{field}.groups[{position}].derived_scalar_types[{index}]",
+                f"{field}.pass_type",
+                loss_field,
             )
+            for index, name in enumerate(group.dsts)
         )
-        node_types = [each.dst.node_type for each in groups[-1]]
+        for position, group in enumerate(spec.groups)
+    )
+    _check_groups(spec, groups, field)
+    token = spec.token_index
+    if token is not None:
+        if not -n_tokens <= token < n_tokens:
+            raise InvalidArgument(
+                f"token {token} is not in the prompt of {n_tokens} tokens",
+                field=f"{field}.token_index",
+            )
+        _check_every(
+            groups,
+            lambda each: Dimension.SEQUENCE_TOKEN_PAIRS not in each.dst.dimensions,
+            "{} is by token pair; a token index needs a type by token",
+            f"{field}.token_index",
+        )
+    for position, dimension in enumerate(spec.sum_dimensions or ()):
+        _check_every(
+            groups,
+            lambda each, wanted=dimension: wanted in each.dst.dimensions,  # type: ignore[misc]
+            f"{{}} has no dimension {dimension.value}",
+            f"{field}.sum_dimensions.dimensions[{position}]",
+        )
+    resolved = ResolvedTopNodes(spec, groups, None if token is None else token % n_tokens)
+    _check_number(resolved, field)
+    return resolved
+
+
+def _check_groups(
+    spec: TopNodesSpec, groups: Sequence[Sequence[ResolvedSelection]], field: str
+) -> None:
+    """Refuses groups whose nodes can't be told apart or united."""
+    first = groups[0]
+    for position, (group, members) in enumerate(zip(spec.groups, groups, strict=True)):
+        here = f"{field}.groups[{position}]"
+        if group.group_id in [other.group_id for other in spec.groups[:position]]:
+            raise InvalidArgument(f"{group.group_id} is there twice", field=f"{here}.group_id")
+        node_types = [each.dst.node_type for each in members]
         if len(set(node_types)) < len(node_types):
             raise InvalidArgument(
                 f"a group holds one type for each node type; these are of {', '.join(node_types)}",
                 field=f"{here}.derived_scalar_types",
             )
-        if node_types != [each.dst.node_type for each in groups[0]]:
+        if node_types != [each.dst.node_type for each in first]:
             raise InvalidArgument(
                 "all groups must hold the same node types in the same order: here they are "
                 f"{', '.join(node_types)}, in the first group "
-                f"{', '.join(each.dst.node_type for each in groups[0])}",
+                f"{', '.join(each.dst.node_type for each in first)}",
                 field=f"{here}.derived_scalar_types",
             )
-    token = spec.token_index
-    if token is not None and not -n_tokens <= token < n_tokens:
-        raise InvalidArgument(
-            f"token {token} is not in the prompt of {n_tokens} tokens", field=f"{field}.token_index"
-        )
-    for position, dimension in enumerate(spec.sum_dimensions or ()):
-        for group_ in groups:
-            for each in group_:
-                if dimension not in each.dst.dimensions:
-                    raise InvalidArgument(
-                        f"{each.dst.name} has no dimension {dimension.value}",
-                        field=f"{field}.sum_dimensions.dimensions[{position}]",
-                    )
-    resolved = ResolvedTopNodes(spec, tuple(groups), None if token is None else token % n_tokens)
-    _check_number(resolved, n_tokens, field)
-    return resolved
+        for index, (each, other) in enumerate(zip(members, first, strict=True)):
+            if (each.shape, each.layers) != (other.shape, other.layers):
+                raise InvalidArgument(
+                    f"{each.dst.name} is not indexed as {other.dst.name} is, so that their nodes "
+                    "can't be united",
+                    field=f"{here}.derived_scalar_types[{index}]",
+                )
+
+
+def _check_every(
+    groups: Sequence[Sequence[ResolvedSelection]],
+    holds: Callable[[ResolvedSelection], bool],
+    message: str,
+    field: str,
+) -> None:
+    for members in groups:
+        for each in members:
+            if not holds(each):
+                raise InvalidArgument(message.format(each.dst.name), field=field)
 
 
 def _resolve_member(
@@ -149,20 +188,9 @@ def _resolve_member(
     pass_field: str,
     loss_field: str,
 ) -> ResolvedSelection:
-    try:
-        resolved = resolve_selection(
-            Selection(name, pass_type),
-            shape,
-            n_tokens,
-            has_loss=has_loss,
-            field="",
-            loss_field=loss_field,
-        )
-    except InvalidArgument as error:
-        error.field = {".derived_scalar_type": field, ".pass_type": pass_field}.get(
-            error.field, error.field
-        )
-        raise
+    declaration = find_scalar(name, field)
+    check_pass(declaration, pass_type, has_loss=has_loss, field=pass_field, loss_field=loss_field)
+    resolved = whole_selection(declaration, pass_type, shape, n_tokens)
     if len(resolved.shape) > 3:
         raise InvalidArgument(
             f"{name} has {len(resolved.shape)} dimensions; a node has at most 3 indices",
@@ -171,7 +199,7 @@ def _resolve_member(
     return resolved
 
 
-def _check_number(resolved: ResolvedTopNodes, n_tokens: int, field: str) -> None:
+def _check_number(resolved: ResolvedTopNodes, field: str) -> None:
     number = 0
     for group in resolved.groups:
         for each in group:
@@ -260,11 +288,11 @@ def _values(
 ) -> NDArray[np.float32]:
     values = np.zeros(len(nodes), dtype=np.float32)
     by_type = {each.dst.node_type: each.dst for each in members}
-    places: dict[tuple[str, int | None], list[int]] = {}
+    places: dict[tuple[NodeType, LayerIndex], list[int]] = {}
     for position, node in enumerate(nodes):
         places.setdefault((node.node_type, node.layer_index), []).append(position)
     for (node_type, layer), positions in places.items():
-        scalars = store.get(next(d for t, d in by_type.items() if t == node_type), pass_type)
+        scalars = store.get(by_type[node_type], pass_type)
         tensor = scalars.activations_by_layer_index[layer]
         indices = torch.tensor(
             [nodes[position].tensor_indices for position in positions], device=tensor.device

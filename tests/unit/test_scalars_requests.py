@@ -331,6 +331,28 @@ def test_top_nodes(subject: Subject) -> None:
             "spec.groups[0].derived_scalar_types[0]",
             "nonsense",
         ),
+        (
+            TopNodesSpec((group(heads), group("attn_write_norm", name="activation"))),
+            "spec.groups[1].derived_scalar_types[0]",
+            "not indexed as",
+        ),
+        (
+            TopNodesSpec(
+                (group("mlp_layer_write_norm"), group("token_attribution", name="activation"))
+            ),
+            "inference.loss",
+            "give a loss",
+        ),
+        (
+            TopNodesSpec((group("mlp_layer_write_norm"), group("always_one", name="activation"))),
+            "spec.groups[1].derived_scalar_types[0]",
+            "not indexed as",
+        ),
+        (
+            TopNodesSpec((group("attn_write_norm"),), token_index=0),
+            "spec.token_index",
+            "token pair",
+        ),
         (TopNodesSpec((group("always_one"),), pass_type=BACKWARD), "spec.pass_type", "backward"),
         (TopNodesSpec((group("mlp_act_times_grad"),)), "inference.loss", "give a loss"),
         (TopNodesSpec((group("mlp_post_act"),), token_index=TOKENS), "spec.token_index", "6"),
