@@ -13,7 +13,7 @@ from services.simulation.calibrated_simulator import calibrated
 from services.simulation.calibration import Calibration, CalibrationKind, fit_calibration
 from services.simulation.errors import InvalidInput
 from services.simulation.labeled_sequences import LabeledSequences, ScoringSplit
-from services.simulation.scores import ScoreTable, ScoreTriple, score, score_sequences
+from services.simulation.scores import ScoreTable, ScoreTriple, score_sequences
 from services.simulation.sequence_simulation import SequenceSimulation
 from services.simulation.simulators.interface import (
     DEFAULT_MIN_COVERAGE,
@@ -137,7 +137,7 @@ async def score_explanation(
         reports=tuple(result.report for result in results),
         true_activations=split.scored.activations,
         scores=score_sequences(true, expected, lengths),
-        uncalibrated_scores=score(true, uncalibrated),
+        uncalibrated_scores=score_sequences(true, uncalibrated, lengths).overall,
         provenance=Provenance(
             simulator=simulator.name,
             simulator_kind=simulator.kind,
