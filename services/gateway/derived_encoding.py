@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neuropil import names
+from neuropil.common import v1 as common
 from neuropil.scalars import v1
 from neuropil.tensors import to_array
 from services.gateway.encoding import TokenPairRows, bare, bracket, encode
+from services.gateway.normalization import normalize_by_maximum, normalize_with_record
 
 _NODES_A_PIECE = 1024
 
@@ -26,7 +27,9 @@ def derived_scalars_pieces(
     """
     scalars = derived.scalars
     activations = to_array(scalars.activations)
-    normalized = None if record_maximum is None else _normalize(activations, record_maximum)
+    normalized = (
+        None if record_maximum is None else normalize_by_maximum(activations, record_maximum)
+    )
     yield b'{"inferenceAndTokenData":' + encode(_inference(derived.inference))
     yield b',"derivedScalarsResponseData":{"responseDataType":"derived_scalars_response_data"'
     yield b',"activations":' + encode(activations)
@@ -38,21 +41,31 @@ def derived_scalars_pieces(
 
 
 def derived_attention_scalars_pieces(
-    derived: v1.DeriveComponentByTokenPairResponse,
+    derived: v1.DeriveComponentByTokenPairResponse, record: common.TokenPairSequences | None
 ) -> Iterator[bytes]:
-    """Answer of /derived_attention_scalars; the prompt is the only sequence."""
+    """Answer of /derived_attention_scalars; the prompt is the only sequence.
+
+    With a record's top sequences the scalars are normalised by the largest in prompt and record.
+    """
+    scalars = derived.scalars if record is None else normalize_with_record(derived.scalars, record)
     yield b'{"inferenceAndTokenData":' + encode(_inference(derived.inference))
     yield (
         b',"derivedAttentionScalarsResponseData":'
         b'{"responseDataType":"derived_attention_scalars_response_data"'
         b',"tokenAndAttentionScalarsList":'
     )
-    yield from TokenPairRows(derived.scalars).pieces(0, len(derived.scalars.tokens))
+    yield from TokenPairRows(scalars).pieces(0, len(scalars.tokens))
     yield b"}}"
 
 
-def top_nodes_pieces(answer: v1.ListTopNodesResponse) -> Iterator[bytes]:
-    """Answer of /multiple_top_k_derived_scalars."""
+def top_nodes_pieces(
+    answer: v1.ListTopNodesResponse, token_index: int | None = None
+) -> Iterator[bytes]:
+    """Answer of /multiple_top_k_derived_scalars.
+
+    Nodes at the one token that was asked for are named by `token_index` as the client wrote it,
+    from the end where it is negative.
+    """
     top = answer.top_nodes
     sums: dict[str, dict[str, dict[str, Any]]] = {}
     for each in top.sums:
@@ -71,17 +84,9 @@ def top_nodes_pieces(answer: v1.ListTopNodesResponse) -> Iterator[bytes]:
         {names.GROUP_IDS.name(each.group_id): to_array(each.values) for each in top.groups}
     )
     yield b',"nodeIndices":'
-    yield from _nodes(top.nodes)
+    yield from _nodes(top.nodes, token_index)
     yield b',"vocabTokenStringsForIndices":' + encode(list(top.vocabulary_tokens) or None)
     yield b',"intermediateSumActivationsByDstByGroupId":' + encode(sums) + b"}}"
-
-
-def _normalize(activations: NDArray[Any], maximum: float) -> NDArray[Any]:
-    clipped = np.maximum(activations, 0.0)
-    if maximum <= 0:
-        return np.where(np.isfinite(activations), 0.0, np.nan)
-    normalized: NDArray[Any] = clipped / maximum
-    return normalized
 
 
 def _inference(result: v1.InferenceResult) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def _inference(result: v1.InferenceResult) -> dict[str, Any]:
     }
 
 
-def _nodes(nodes: v1.NodeTable) -> Iterator[bytes]:
+def _nodes(nodes: v1.NodeTable, token_index: int | None = None) -> Iterator[bytes]:
     count = len(nodes.node_types)
     types = [names.NODE_TYPES.name(each) for each in nodes.node_types]
     layers = [None if layer < 0 else layer for layer in nodes.layer_indices]
@@ -108,6 +113,8 @@ def _nodes(nodes: v1.NodeTable) -> Iterator[bytes]:
     # A node has as many indices as there are before its trailing -1; a token may be -1, the last.
     present = indices != -1
     sizes = np.where(present.any(axis=1), 3 - present[:, ::-1].argmax(axis=1), 0).tolist()
+    if token_index is not None:
+        indices[:, 0] = token_index
     rows = indices.tolist()
     pass_type = names.PASS_TYPES.name(nodes.pass_type)
 

@@ -233,7 +233,6 @@ class DerivedAttentionScalarsRequestSpec(Body):
     layer_index: Index | None = None
     activation_index: Index
     normalize_activations_using_neuron_record: NodeIdAndDatasets | None = None
-    """Accepted, and without effect: the scalars are normalised by the prompt's own maxima."""
 
 
 class DerivedAttentionScalarsRequest(Body):

@@ -80,14 +80,27 @@ async def derived_attention_scalars(
     body: DerivedAttentionScalarsRequest, gateway: TheGateway
 ) -> Response:
     """Scalars of one component at every token pair of a prompt."""
+    spec = body.derived_attention_scalars_request_spec
+    prefix = "derivedAttentionScalarsRequestSpec"
     request = v1.DeriveComponentByTokenPairRequest(
         inference=inference_message(body.inference_request_spec),
-        spec=component_by_token_pair_spec(body.derived_attention_scalars_request_spec),
+        spec=component_by_token_pair_spec(spec),
     )
-    stub = gateway.backends.scalars
-    async with calling("scalars", "derivedAttentionScalarsRequestSpec"):
-        derived = await stub.DeriveComponentByTokenPair(request)
-    return await gateway.answer(derived_attention_scalars_pieces(derived))
+    backends = gateway.backends
+    stub = backends.scalars
+
+    async def derive() -> v1.DeriveComponentByTokenPairResponse:
+        async with calling("scalars", prefix):
+            return await stub.DeriveComponentByTokenPair(request)
+
+    wanted = spec.normalize_activations_using_neuron_record
+    if wanted is None:
+        return await gateway.answer(derived_attention_scalars_pieces(await derive(), None))
+    derived, record = await _both(
+        derive(),
+        _token_pair_record(backends, wanted, f"{prefix}.normalizeActivationsUsingNeuronRecord"),
+    )
+    return await gateway.answer(derived_attention_scalars_pieces(derived, record.top_sequences))
 
 
 @router.post("/multiple_top_k_derived_scalars", response_model=MultipleTopKDerivedScalarsResponse)
@@ -95,14 +108,15 @@ async def multiple_top_k_derived_scalars(
     body: MultipleTopKDerivedScalarsRequest, gateway: TheGateway
 ) -> Response:
     """The nodes with the largest and the smallest scalars, over groups of scalar types."""
+    spec = body.multiple_top_k_derived_scalars_request_spec
     request = v1.ListTopNodesRequest(
         inference=inference_message(body.inference_request_spec),
-        spec=top_nodes_spec(body.multiple_top_k_derived_scalars_request_spec),
+        spec=top_nodes_spec(spec),
     )
     stub = gateway.backends.scalars
     async with calling("scalars", "multipleTopKDerivedScalarsRequestSpec"):
         answer = await stub.ListTopNodes(request)
-    return await gateway.answer(top_nodes_pieces(answer))
+    return await gateway.answer(top_nodes_pieces(answer, spec.token_index))
 
 
 @router.post("/model_info", response_model=ModelInfoResponse)
@@ -144,6 +158,16 @@ async def _record_maximum(backends: Backends, body: NodeIdAndDatasets, prefix: s
             )
             raise answer or internal_error()
     raise internal_error()
+
+
+async def _token_pair_record(
+    backends: Backends, body: NodeIdAndDatasets, prefix: str
+) -> records.GetTokenPairRecordResponse:
+    request = records.GetTokenPairRecordRequest(
+        component=component_message(body), datasets=body.datasets
+    )
+    async with calling("records", prefix):
+        return await backends.records.GetTokenPairRecord(request)
 
 
 async def _both(first: Awaitable[_Value], second: Awaitable[_Other]) -> tuple[_Value, _Other]:
