@@ -15,6 +15,7 @@ from data.recipe.packages import RecipeError
 
 def command(
     device: Annotated[str, typer.Option(help="For training: cpu, cuda or cuda:N.")] = "cpu",
+    first: Annotated[str, typer.Option(help="Begin with this step.")] = "text",
 ) -> None:
     """Text, tokenizer, model, autoencoders, corpus, records, scores: about an hour on two cores.
 
@@ -32,9 +33,13 @@ def command(
         ("score", score.main),
         ("describe", describe.main),
     )
+    names = [name for name, _ in steps]
+    if first not in names:
+        console.print(f"--first is one of {', '.join(names)}, not {first!r}", style="red")
+        raise typer.Exit(2)
     CACHE.mkdir(parents=True, exist_ok=True)
     MODEL.mkdir(parents=True, exist_ok=True)
-    for name, step in steps:
+    for name, step in steps[names.index(first) :]:
         console.rule(name)
         try:
             step()

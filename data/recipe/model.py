@@ -24,6 +24,7 @@ from data.recipe.network import Network, Shape, cross_entropy
 from data.recipe.tokenizer import end_of_text_id, token_stream
 
 CHECKPOINT = "model_checkpoint.pt"
+CHECKPOINT_EVERY = 500
 CURVE = "training_curve.csv"
 CURVE_FIELDS = ("step", "tokens", "learning_rate", "train_loss", "activation_l1", "validation_loss")
 
@@ -165,7 +166,7 @@ def train(
                     console.print(f"step {done}: {point}")
                 curve.append(point)
                 progress.update(task, note=f"loss {means[0]:.3f}")
-            if done % 500 == 0:
+            if done % CHECKPOINT_EVERY == 0:
                 _save_checkpoint(checkpoint, network, optimizer, schedule, curve, done)
             progress.update(task, completed=done)
     return network, curve

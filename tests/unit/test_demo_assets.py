@@ -214,6 +214,38 @@ def test_recorded_activations_are_the_models(layer: int, index: int) -> None:
     assert checked > 20
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(("layer", "head"), [(0, 0), (1, 3), (3, 2)])
+def test_recorded_head_writes_are_the_models(layer: int, head: int) -> None:
+    """P times the norm of v W_O, computed here from the weights and the block's input alone."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from data.recipe.model import load
+
+    network = load(MODEL)
+    block = network.blocks[layer]
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    size = WIDTH // HEADS
+    mine = slice(head * size, (head + 1) * size)
+    for kept in record("attn", layer, head).most_positive_activation_records[:6]:
+        text = "".join(kept.tokens)
+        if "\ufffd" in text:
+            continue
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        with torch.no_grad():
+            residual = network.wte(ids) + network.wpe.weight[: ids.shape[1]]
+            for before in network.blocks[:layer]:
+                residual, _ = before(residual)
+            q, k, v = block.c_attn(block.ln_1(residual))[0].double().split(WIDTH, dim=1)
+            logits = q[:, mine] @ k[:, mine].T / size**0.5
+            future = torch.ones_like(logits, dtype=torch.bool).triu(1)
+            probabilities = logits.masked_fill(future, -torch.inf).softmax(1)
+            norms = (v[:, mine] @ block.attn_proj.weight.double()[:, mine].T).norm(dim=1)
+            true = (probabilities * norms)[~future].numpy()
+        np.testing.assert_allclose(kept.activations, true, rtol=5.5e-4, atol=2e-5)
+
+
 def explained() -> list[Path]:
     return sorted((DEMO / "explanations").glob("*/*.jsonl"))
 
