@@ -173,6 +173,37 @@ def test_killed_it_resumes_and_ends_with_the_same_records(
     assert "complete already" in " ".join(again.stderr.split())
 
 
+def test_interrupted_it_says_how_to_go_on(scalars: str, corpus: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        collate_command(scalars, corpus, tmp_path / "out"),
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "out" / ".collate" / "state.npz").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "the same command goes on from here" in " ".join(errors.split())
+    assert "Traceback" not in errors
+
+
+def test_full_disk_is_one_clear_line(scalars: str, corpus: Path, tmp_path: Path) -> None:
+    # A limit on the size of a file stands in for the disk: writing past it fails alike.
+    command = collate_command(scalars, corpus, tmp_path / "out")
+    shell = ["bash", "-c", 'trap "" XFSZ; ulimit -f 20; exec "$@"', "bash", *command]
+    done = run(shell)
+    assert done.returncode == 1
+    assert "File too large" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    left = files(tmp_path / "out")
+    assert not [name for name in left if name.endswith(".tmp")]
+    assert run(command).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
