@@ -96,6 +96,7 @@ def drop(value: dict[str, Any], key: str) -> dict[str, Any]:
         {"dataclass_name": "NeuronId", "idx": 3, "layer": "1"},
         {"neuron_index": 3, "layer_index": "1"},
         {"neuron_index": 3, "layer_index": 1, "idx": 9},
+        {"neuron_index": 3, "layer": 1, "idx": 9},
         {"dataclass_name": "SomethingNew", "neuron_index": 3, "layer_index": 1},
     ],
 )
