@@ -48,7 +48,7 @@ _REASONS = {
     UndefinedReason.UNDEFINED_ZERO_ACTIVATIONS: v1.UNDEFINED_REASON_ZERO_ACTIVATIONS,
     # The contract has no word for a score that no double holds; the nearest is the infinity
     # that it would be.
-    UndefinedReason.UNDEFINED_OVERFLOW: v1.UNDEFINED_REASON_NON_FINITE_INPUT,
+    UndefinedReason.UNDEFINED_OVERFLOW: v1.UNDEFINED_REASON_OUT_OF_RANGE,
 }
 
 

@@ -129,13 +129,17 @@ class SimulationClient:
         )
         if calibration is not None:
             request.calibration_kind = names.CALIBRATION_KINDS.value(calibration)
+        result: v1.ScoredExplanation | None = None
         with translated():
+            # Read to the end, although the result comes last: the server sees the call succeed.
             for response in self.stub.ScoreExplanation(request, timeout=self._timeout):
                 if response.HasField("result"):
-                    return _scored(response.result)
-                if on_progress is not None:
+                    result = response.result
+                elif on_progress is not None:
                     on_progress(response.progress)
-        raise NeuropilError("DATA_LOSS", "the answer ended before the result")
+        if result is None:
+            raise NeuropilError("DATA_LOSS", "the answer ended before the result")
+        return _scored(result)
 
     def fit_calibration(
         self, kind: str, simulated: ArrayLike, true_activations: ArrayLike

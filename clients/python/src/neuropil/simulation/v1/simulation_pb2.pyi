@@ -34,6 +34,7 @@ class UndefinedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UNDEFINED_REASON_NON_FINITE_INPUT: _ClassVar[UndefinedReason]
     UNDEFINED_REASON_ZERO_ACTIVATIONS: _ClassVar[UndefinedReason]
     UNDEFINED_REASON_SINGLE_CLASS: _ClassVar[UndefinedReason]
+    UNDEFINED_REASON_OUT_OF_RANGE: _ClassVar[UndefinedReason]
 ACTIVATION_SCALE_UNSPECIFIED: ActivationScale
 ACTIVATION_SCALE_NEURON_ACTIVATIONS: ActivationScale
 ACTIVATION_SCALE_SIMULATED_NORMALIZED_ACTIVATIONS: ActivationScale
@@ -51,6 +52,7 @@ UNDEFINED_REASON_CONSTANT_ACTIVATIONS: UndefinedReason
 UNDEFINED_REASON_NON_FINITE_INPUT: UndefinedReason
 UNDEFINED_REASON_ZERO_ACTIVATIONS: UndefinedReason
 UNDEFINED_REASON_SINGLE_CLASS: UndefinedReason
+UNDEFINED_REASON_OUT_OF_RANGE: UndefinedReason
 
 class Calibration(_message.Message):
     __slots__ = ("kind", "linear", "percentile", "isotonic", "fitted_token_count")
