@@ -31,6 +31,7 @@ from services.collate.writing import (
     write_record,
 )
 from shared.errors import DataLoss, FailedPrecondition, InvalidArgument
+from shared.formats.records import NeuronRecord
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -284,7 +285,7 @@ class _Job:
 
     def _records(
         self, dataset: Dataset, collation: Collation, tokens: dict[int, list[str]]
-    ) -> Iterator:  # type: ignore[type-arg]
+    ) -> Iterator[NeuronRecord]:
         pairs = self._kinds[dataset.folder].by_token_pair
         cap = self._options.attended_to_cap
         return records(

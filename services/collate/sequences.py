@@ -17,6 +17,7 @@ from shared.formats.encoding import write_atomically
 
 _WORD = re.compile(r"\s*\S+\s*\Z|\s*\S+")
 _BATCH_WORDS = 5000
+_BATCH_CHARACTERS = 1 << 20
 
 Tokenize = Callable[[list[str]], Awaitable[list[list[str]]]]
 """Texts to the token strings of each."""
@@ -74,20 +75,35 @@ async def cut(
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Consecutive texts, `_BATCH_WORDS` words at most together; a longer text is cut."""
+    """Consecutive texts, so many together as fit one call; a longer text is cut before a word."""
     held: list[str] = []
-    size = 0
+    room = _BATCH_CHARACTERS
+    words_left = _BATCH_WORDS
     for text in texts:
-        split = words(text)
-        for start in range(0, len(split), _BATCH_WORDS):
-            part = split[start : start + _BATCH_WORDS]
-            if held and size + len(part) > _BATCH_WORDS:
+        for part in _portions(text):
+            count = len(words(part))
+            if held and (len(part) > room or count > words_left):
                 yield held
-                held, size = [], 0
-            held.append("".join(part))
-            size += len(part)
+                held, room, words_left = [], _BATCH_CHARACTERS, _BATCH_WORDS
+            held.append(part)
+            room -= len(part)
+            words_left -= count
     if held:
         yield held
+
+
+def _portions(text: str) -> Iterator[str]:
+    """A text in parts that fit one call each, unless a single word does not."""
+    held: list[str] = []
+    length = 0
+    for word in words(text):
+        if held and (length + len(word) > _BATCH_CHARACTERS or len(held) == _BATCH_WORDS):
+            yield "".join(held)
+            held, length = [], 0
+        held.append(word)
+        length += len(word)
+    if held:
+        yield "".join(held)
 
 
 class SequenceFile:

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from services.collate.collation import Collation, SampleSizes, boundaries, in_pilot, largest
 from services.collate.moments import Moments
@@ -36,8 +35,9 @@ def test_moments_are_those_of_all_values_at_once(offset: float) -> None:
     assert moments.count.tolist() == [len(whole)] * COMPONENTS
     np.testing.assert_allclose(moments.mean, whole.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(moments.variance, whole.var(axis=0), rtol=1e-9)
-    np.testing.assert_allclose(moments.skewness, stats.skew(whole), rtol=1e-7)
-    np.testing.assert_allclose(moments.kurtosis, stats.kurtosis(whole, fisher=False), rtol=1e-7)
+    deviations = (whole - whole.mean(axis=0)) / whole.std(axis=0)
+    np.testing.assert_allclose(moments.skewness, (deviations**3).mean(axis=0), rtol=1e-7)
+    np.testing.assert_allclose(moments.kurtosis, (deviations**4).mean(axis=0), rtol=1e-7)
 
 
 def test_moments_leave_out_what_is_not_finite() -> None:
@@ -102,7 +102,8 @@ def test_random_samples_are_uniform() -> None:
         assert len(set(chosen)) == size
         counts[chosen] += 1
     expected = components * size / sequences
-    assert stats.chisquare(counts, np.full(sequences, expected)).pvalue > 1e-3
+    # Chi-squared with 39 degrees of freedom is above 73 once in a thousand times.
+    assert ((counts - expected) ** 2 / expected).sum() < 73
 
 
 def test_random_keys_depend_on_seed_stream_and_position_alone() -> None:
