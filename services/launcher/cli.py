@@ -16,9 +16,13 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from services.launcher.processes import NOT_CONFIGURED, ChildFailed, announce_failure
+from services.launcher.failure import LauncherFailure
+from services.launcher.processes import NOT_CONFIGURED, announce_failure
 from services.launcher.service_names import ServiceName
 from shared.errors import ConfigurationError
+
+DEMO_DEPLOYMENT = Path(__file__).resolve().parents[2] / "data" / "demo" / "deployment.yaml"
+"""In a checkout, where the demo's model and records are."""
 
 app = typer.Typer(
     help="The serving backend for automated interpretability of language models.",
@@ -91,6 +95,23 @@ def serve(
         raise typer.Exit(NOT_CONFIGURED) from None
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write the report to.")] = Path("report"),
+    config: Annotated[
+        Path, typer.Option(help="The deployment's YAML file; default: the demo's.")
+    ] = DEMO_DEPLOYMENT,
+) -> None:
+    """Do the main job end to end on the demo deployment, and write a report.
+
+    Starts everything on free ports, reads what neurons respond to, derives direct effects on a
+    prompt, simulates, calibrates and scores explanations, and stops everything.
+    """
+    from services.launcher.demo.command import run_demo
+
+    raise typer.Exit(asyncio.run(run_demo(config, out)))
+
+
 @app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
@@ -115,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(NOT_CONFIGURED, error.format_message())
     except ConfigurationError as error:
         return _fail(NOT_CONFIGURED, str(error))
-    except ChildFailed as error:
+    except LauncherFailure as error:
         return _fail(error.exit_code, str(error))
     except OSError as error:
         # What standard output did not take must not be tried again when the interpreter ends.

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.launcher.failure import LauncherFailure
+
 NOT_CONFIGURED = 2
 """Exit code of a process that can't start as configured."""
 
@@ -37,18 +39,17 @@ class ChildCommand:
     """Variables besides the launcher's own."""
 
 
-class ChildFailed(Exception):
+class ChildFailed(LauncherFailure):
     """A child did not start, or ended by itself.
 
-    `message` is a sentence that begins with what the child said of it, if it said anything;
-    `exit_code` is what the launcher should exit with: 2 for a configuration, else 1.
+    `message` is what the child said of it, or how it ended; the exit code is 2 where the child
+    can't start as configured, else 1.
     """
 
     def __init__(self, name: str, message: str, exit_code: int) -> None:
-        super().__init__(f"{name}: {message}")
+        super().__init__(f"{name}: {message}", exit_code)
         self.name = name
         self.message = message
-        self.exit_code = exit_code
 
 
 class Child:

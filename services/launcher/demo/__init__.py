@@ -1,0 +1,1 @@
+"""The main job end to end, through the public API, on the demo deployment."""
