@@ -1,4 +1,4 @@
-"""`neuropil up` and `neuropil serve` as a user runs them: real processes, real signals."""
+"""`neuropil up`, `serve` and `demo` as a user runs them: real processes, real signals."""
 
 from __future__ import annotations
 
@@ -413,3 +413,62 @@ def test_a_service_whose_packages_are_missing_says_what_to_install(
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'neuropil-services[records]'" in done.stderr
+
+
+@pytest.mark.torch
+def test_the_demo_does_the_main_job_and_leaves_only_its_report(
+    launch: Launch, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    demo = launch("demo", "--out", str(out))
+    assert demo.process.stdout is not None
+    printed = demo.process.stdout.read()
+    assert demo.wait() == 0, demo.log.read_text()
+    assert demo.log.read_text() == ""
+    for words in ("top token", "direct effect", "R² before", "R² after", "The report is in"):
+        assert words in printed
+    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert (out / "index.html").read_text().rstrip().endswith("</html>")
+    demo.assert_nothing_is_left()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_demo_that_is_interrupted_leaves_nothing(
+    launch: Launch, tmp_path: Path, number: int, code: int
+) -> None:
+    out = tmp_path / "report"
+    demo = launch("demo", "--out", str(out))
+    while not any("serve simulation" in line for line in demo.pids().values()):
+        time.sleep(0.01)
+    if number == signal.SIGINT:
+        time.sleep(6)  # Somewhere within the job, where the machine is not very busy.
+    os.killpg(demo.process.pid, number)
+    assert demo.wait() == code
+    assert demo.words() == ["neuropil: the demo was stopped; nothing is left of it"]
+    assert not out.exists()
+    demo.assert_nothing_is_left()
+
+
+@pytest.mark.torch
+def test_a_demo_whose_service_dies_says_so(launch: Launch, tmp_path: Path) -> None:
+    demo = launch("demo", "--out", str(tmp_path / "report"))
+    scalars: list[int] = []
+    while not scalars:
+        scalars = [pid for pid, line in demo.pids().items() if "serve scalars" in line]
+    os.kill(scalars[0], signal.SIGKILL)
+    assert demo.wait() == 1
+    words = demo.words()
+    assert words[-1] == "neuropil: error: scalars: ended by itself with signal 9 (SIGKILL)"
+    assert not (tmp_path / "report").exists()
+    demo.assert_nothing_is_left()
+
+
+def test_a_demo_that_can_not_be_done_is_one_line(
+    launch: Launch, config: Path, tmp_path: Path
+) -> None:
+    assert "--out: " in refused(launch, "demo", "--out", str(config))
+    words = refused(launch, "demo", "--config", str(config), "--out", str(tmp_path / "report"))
+    assert words.startswith("model: is missing")
+    missing = str(tmp_path / "none.yaml")
+    assert missing in refused(launch, "demo", "--config", missing, "--out", str(tmp_path / "r"))

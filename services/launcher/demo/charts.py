@@ -62,8 +62,8 @@ def scatter(xs: Sequence[float], ys: Sequence[float]) -> Scatter:
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers, evenly apart, from at most `low` to at least `high`."""
-    if not high > low:
-        low, high = low - 0.5, low + 0.5
+    if not high - low > 1e-9 * max(1.0, abs(low), abs(high)):
+        low, high = low - 0.5, high + 0.5
     rough = (high - low) / count
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(f * magnitude for f in (1, 2, 2.5, 5, 10) if f * magnitude >= rough * 0.999)

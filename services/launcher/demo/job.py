@@ -168,14 +168,22 @@ def _featured(
     return best
 
 
+def peak_of(sequence: neuropil.TokenSequence) -> int | None:
+    """Position of the largest finite activation; None where none is finite."""
+    finite = np.isfinite(sequence.activations)
+    if not finite.any():
+        return None
+    return int(np.argmax(np.where(finite, sequence.activations, -np.inf)))
+
+
 def top_tokens(record: neuropil.TokenRecord) -> list[tuple[str, float, int]]:
     """The tokens that a record is strongest at: token, largest activation, number of sequences."""
     counts: Counter[str] = Counter()
     largest: dict[str, float] = {}
     for sequence in record.top:
-        if not np.isfinite(sequence.activations).any():
+        peak = peak_of(sequence)
+        if peak is None:
             continue
-        peak = int(np.nanargmax(sequence.activations))
         token = sequence.tokens[peak]
         counts[token] += 1
         largest[token] = max(largest.get(token, -math.inf), float(sequence.activations[peak]))
@@ -198,9 +206,9 @@ def _own_effects(
     client: neuropil.Client, neuron: Neuron, record: neuropil.TokenRecord
 ) -> OwnEffects | None:
     for sequence in record.top:
-        if not np.isfinite(sequence.activations).any():
+        peak = peak_of(sequence)
+        if peak is None:
             continue
-        peak = int(np.nanargmax(sequence.activations))
         text, following = sequence.tokens[: peak + 1], sequence.tokens[peak + 1 : peak + 2]
         prompt = "".join(text)
         # A token may hold a part of a letter, and then the text is not what the model saw.

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import neuropil
 from services.launcher.demo.charts import scatter
-from services.launcher.demo.job import DemoResult
+from services.launcher.demo.job import DemoResult, peak_of
 from services.launcher.demo.naming import node_name, number, visible
 from shared.errors import ConfigurationError
 
@@ -53,11 +53,15 @@ def check_folder(out: Path) -> None:
         ConfigurationError: if it is none, or can't be written to.
     """
     place = out
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        is_folder, is_writable = place.is_dir(), os.access(place, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise ConfigurationError("--out", f"{place}: {error.strerror}") from error
+    if not is_folder:
         raise ConfigurationError("--out", f"{place} is not a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not is_writable:
         raise ConfigurationError("--out", f"{place} can't be written to")
 
 
@@ -121,7 +125,7 @@ def render(result: DemoResult) -> str:
 
 
 def _sequence(sequence: neuropil.TokenSequence) -> dict[str, Any]:
-    finite = [value for value in sequence.activations.tolist() if math.isfinite(value)]
+    peak = peak_of(sequence)
     tokens = [
         _heat_token(token, value, normalized)
         for token, value, normalized in zip(
@@ -131,7 +135,7 @@ def _sequence(sequence: neuropil.TokenSequence) -> dict[str, Any]:
             strict=True,
         )
     ]
-    return {"peak": max(finite, default=math.nan), "tokens": tokens}
+    return {"peak": None if peak is None else tokens[peak].value, "tokens": tokens}
 
 
 def _compared(sequences: Sequence[neuropil.ScoredSequence]) -> list[list[dict[str, Any]]]:
