@@ -131,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line; give the exit code."""
     try:
         code = app(args=list(arguments), prog_name="neuropil", standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except TyperException as error:
         return _fail(NOT_CONFIGURED, error.format_message())
     except ConfigurationError as error:

@@ -161,8 +161,7 @@ def say(message: str) -> None:
 def _announce(running: RunningDeployment) -> None:
     lines = [f"ready {running.url}"]
     lines += [f"{name} {address}" for name, address in running.addresses.items()]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    print("\n".join(lines), flush=True)
 
 
 def _reserve(deployment: Deployment, listening: Listening) -> dict[str, int]:
