@@ -2,49 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from services.scalars.app import scalar_services
-from shared.errors import ConfigurationError
-from shared.rpc.server import ServerOptions, serve
-from shared.settings import load_deployment
-
-
-def command(
-    config: Annotated[Path, typer.Option(help="The deployment's YAML file.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 50052,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Port of /metrics; default: metrics.port of the deployment.")
-    ] = None,
-    end_with_parent: Annotated[
-        bool, typer.Option("--end-with-parent", help="End when standard input closes.")
-    ] = False,
-) -> None:
-    """Serve derived scalars."""
-    try:
-        deployment = load_deployment(config)
-        options = ServerOptions(
-            name="scalars",
-            host=host,
-            port=port,
-            metrics_port=deployment.metrics.port if metrics_port is None else metrics_port,
-            limits=deployment.limits,
-            end_with_parent=end_with_parent,
-        )
-        serve(lambda: scalar_services(deployment), options)
-    except ConfigurationError as error:
-        typer.echo(f"scalars: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
-def main() -> None:
-    """Run the command."""
-    typer.run(command)
-
+from shared.rpc.command import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("scalars", 50052, scalar_services)
