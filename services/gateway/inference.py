@@ -9,6 +9,7 @@ from neuropil.common import v1 as common
 from neuropil.scalars import v1
 from services.gateway.names import ATTENTION_TRACES, FOREIGN_DIMENSIONS, NONLINEARITY_SIDES
 from services.gateway.requests import (
+    DEFAULT_SUM_DIMENSIONS,
     DerivedAttentionScalarsRequestSpec,
     DerivedScalarsRequestSpec,
     InferenceRequestSpec,
@@ -73,8 +74,8 @@ def top_nodes_spec(body: MultipleTopKDerivedScalarsRequestSpec) -> v1.TopNodesSp
         pass_type=names.PASS_TYPES.value(body.pass_type.value),
         exclude_bottom=body.exclude_bottom_k,
     )
-    if "dimensions_to_keep_for_intermediate_sum" in body.model_fields_set:
-        kept = [each.value for each in body.dimensions_to_keep_for_intermediate_sum]
+    kept = [each.value for each in body.dimensions_to_keep_for_intermediate_sum]
+    if kept != list(DEFAULT_SUM_DIMENSIONS):
         # Set although it may be empty: to keep none is not to leave it to the service.
         spec.sum_dimensions.SetInParent()
         spec.sum_dimensions.dimensions.extend(

@@ -242,6 +242,10 @@ class DerivedAttentionScalarsRequest(Body):
     derived_attention_scalars_request_spec: DerivedAttentionScalarsRequestSpec
 
 
+DEFAULT_SUM_DIMENSIONS = ("sequence_tokens", "attended_to_sequence_tokens")
+"""What sums over nodes keep of a scalar type's dimensions, unless asked for others."""
+
+
 class MultipleTopKDerivedScalarsRequestSpec(Body):
     """The strongest nodes over groups of derived scalar types."""
 
@@ -253,7 +257,7 @@ class MultipleTopKDerivedScalarsRequestSpec(Body):
     top_and_bottom_k: Count | None = None
     pass_type: PassType = PassType("forward")
     dimensions_to_keep_for_intermediate_sum: list[Dimension] = Field(
-        default=[Dimension("sequence_tokens"), Dimension("attended_to_sequence_tokens")]
+        default=[Dimension(name) for name in DEFAULT_SUM_DIMENSIONS]
     )
     exclude_bottom_k: bool = False
 

@@ -23,6 +23,12 @@ _DESCRIPTORS = {
     "scalars": scalars.DESCRIPTOR.services_by_name["DerivedScalars"],
     "simulation": simulation.DESCRIPTOR.services_by_name["Simulation"],
 }
+_STREAMING = frozenset(
+    method.name
+    for descriptor in _DESCRIPTORS.values()
+    for method in descriptor.methods
+    if method.server_streaming
+)
 
 
 class Servicer:
@@ -38,7 +44,11 @@ class Servicer:
         async def unserved(request: Any, context: Any) -> Any:
             raise errors.Unimplemented(f"{name} is not served yet")
 
-        return self._methods.get(name, unserved)
+        async def unserved_stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            raise errors.Unimplemented(f"{name} is not served yet")
+            yield
+
+        return self._methods.get(name, unserved_stream if name in _STREAMING else unserved)
 
 
 @asynccontextmanager

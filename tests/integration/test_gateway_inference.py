@@ -405,10 +405,12 @@ async def test_top_nodes_are_asked_for_group_by_group(
     answer = await client.post(route, json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["multipleTopKDerivedScalarsResponseData"]["nodeIndices"] == []
-    for kept in ([], ["sequence_tokens", "max_context_length"]):
+    both = ["sequence_tokens", "attended_to_sequence_tokens"]
+    for kept in (both, [], ["sequence_tokens", "max_context_length"]):
         spec["dimensionsToKeepForIntermediateSum"] = kept
         await client.post(route, json=body)
-    default, none, one = (request.spec for request in scalars.requests)
+    default, said, none, one = (request.spec for request in scalars.requests)
+    assert said == default
     assert default.token_index == -1
     assert default.top_and_bottom_count == 5
     assert [names.GROUP_IDS.name(each.group_id) for each in default.groups] == ["write_norm"]
