@@ -67,6 +67,12 @@ class Probe:
 
     async def BatchGetRecords(self, request: Any, context: Any) -> AsyncIterator[Any]:
         yield records.BatchGetRecordsResponse(position=0)
+        if request.datasets[0] == "endless":
+            try:
+                while True:
+                    yield records.BatchGetRecordsResponse(position=1)
+            finally:
+                self.cancelled.set()
         raise errors.NotFound("the second is missing")
 
     def __getattr__(self, name: str) -> Any:
@@ -198,6 +204,20 @@ async def test_an_error_in_mid_stream_comes_after_what_was_sent(stub: Any) -> No
             async for response in stub.BatchGetRecords(request):
                 received.append(response.position)
     assert received == [0]
+
+
+async def test_a_stream_is_closed_when_its_caller_goes(stub: Any, probe: Probe) -> None:
+    request = records.BatchGetRecordsRequest(
+        datasets=["endless"],
+        components=[
+            common.ComponentId(derived_scalar_type=common.DERIVED_SCALAR_TYPE_MLP_POST_ACT)
+        ],
+    )
+    call = stub.BatchGetRecords(request)
+    async for _ in call:
+        break
+    call.cancel()
+    await asyncio.wait_for(probe.cancelled.wait(), 5)
 
 
 async def test_a_call_ends_at_its_deadline_and_its_work_is_cancelled(

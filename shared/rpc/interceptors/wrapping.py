@@ -7,8 +7,8 @@ handler for every call at every interceptor, which costs more than a small call 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import grpc.aio
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, Context], Awaitable[Any]]
-Stream = Callable[[Any, Context], AsyncIterator[Any]]
+Stream = Callable[[Any, Context], AsyncGenerator[Any, None]]
 
 
 class Interceptor(ABC):
@@ -52,7 +52,11 @@ async def _unary(
 
 async def _stream(
     interceptor: Interceptor, method: str, behavior: Stream, request: Any, context: Context
-) -> AsyncIterator[Any]:
-    async with interceptor.around(method, request, context):
-        async for response in behavior(request, context):
+) -> AsyncGenerator[Any, None]:
+    # Closed here and not when it is collected: a caller that goes ends the work at once.
+    async with (
+        interceptor.around(method, request, context),
+        aclosing(behavior(request, context)) as responses,
+    ):
+        async for response in responses:
             yield response
