@@ -1,0 +1,103 @@
+"""What the READMEs show works as it is written there, on the demo deployment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tests.load.processes import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[dict[str, str]]:
+    """The demo deployment on free ports; addresses by service."""
+    ports = [f"--{name}-port=0" for name in ("http", "records", "scalars", "simulation")]
+    config = str(REPOSITORY / "data" / "demo" / "deployment.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.launcher", "up", "--config", config, *ports],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        addresses: dict[str, str] = {}
+        assert process.stdout is not None
+        for line in process.stdout:
+            name, _, address = line.strip().partition(" ")
+            addresses[name] = address
+            if {"ready", "records", "scalars", "simulation"} <= set(addresses):
+                break
+        yield addresses
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def examples(page: str, language: str) -> list[str]:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "clients/python/README.md"])
+def test_the_python_example_runs(page: str, running: dict[str, str], tmp_path: Path) -> None:
+    (example,) = examples(page, "python")
+    connect = ", ".join(f"{s}='{running[s]}'" for s in ("records", "scalars", "simulation"))
+    changed, number = re.subn(
+        r"neuropil\.connect\([^)]*\)", f"neuropil.connect({connect})", example
+    )
+    assert number == 1
+    script = tmp_path / "example.py"
+    script.write_text(changed, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert "nan" not in done.stdout
+
+
+def test_the_curl_example_runs(running: dict[str, str]) -> None:
+    (example,) = [text for text in examples("README.md", "sh") if text.startswith("curl")]
+    words = shlex.split(example.replace("\\\n", " "))
+    assert "http://127.0.0.1:8000/neuron_record" in words
+    words = [word.replace("http://127.0.0.1:8000", running["ready"]) for word in words]
+    done = subprocess.run(words, capture_output=True, check=True, timeout=60)
+    answer = orjson.loads(done.stdout)
+    assert answer["topActivations"]
+    assert answer["maxActivation"] > 0
+
+
+def test_stubs_for_another_language_can_be_generated(tmp_path: Path) -> None:
+    # The Go plugins are not part of this project; the include paths and files are what is shown.
+    protos = sorted(
+        str(path.relative_to(REPOSITORY / "protos"))
+        for path in (REPOSITORY / "protos" / "neuropil").rglob("*.proto")
+    )
+    include = ["-I", "protos", "-I", "protos/third_party"]
+    out = f"--descriptor_set_out={tmp_path / 'set'}"
+    done = subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", *include, out, *protos],
+        cwd=REPOSITORY,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
