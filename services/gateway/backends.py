@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,16 +97,19 @@ async def open_backends(deployment: Deployment) -> AsyncIterator[Backends]:
 
 
 @asynccontextmanager
-async def calling(service: str, prefix: str = "") -> AsyncIterator[None]:
+async def calling(
+    service: str, prefix: str = "", groups: Sequence[str] = ()
+) -> AsyncIterator[None]:
     """Answer a failed call of `service` inside the block with the failure that the client sees.
 
-    `prefix` is the path of the part of the body that the call was made from.
+    `prefix` is the path of the part of the body that the call was made from, `groups` the names of
+    the groups in it.
     """
     try:
         yield
     except grpc.RpcError as error:
         failure = from_rpc_error(error)
-        answer = from_service_error(failure, service, prefix)
+        answer = from_service_error(failure, service, prefix, groups)
         if answer is None:
             _log.error("service_failed", to=service, code=failure.code, detail=failure.message)
             answer = internal_error()

@@ -130,10 +130,13 @@ def internal_error() -> GatewayError:
     return GatewayError(500, INTERNAL_TEXT, code="INTERNAL", reason="INTERNAL")
 
 
-def from_service_error(error: ClientError, service: str, prefix: str = "") -> GatewayError | None:
+def from_service_error(
+    error: ClientError, service: str, prefix: str = "", groups: Sequence[str] = ()
+) -> GatewayError | None:
     """The answer for a call of `service` that failed; None where it is a defect.
 
-    `prefix` is the path of the part of the body that the call was made from.
+    `prefix` is the path of the part of the body that the call was made from, `groups` the names of
+    the groups in it, which the contract numbers.
     """
     status = STATUS_BY_CODE.get(error.code)
     if status is None:
@@ -141,7 +144,7 @@ def from_service_error(error: ClientError, service: str, prefix: str = "") -> Ga
     metadata = dict(error.metadata)
     # Where stored data is at fault, the field is one of the file's and not of the request's.
     file_field = metadata.pop("field", "")
-    field = json_path(error.field, prefix) if error.field else file_field
+    field = json_path(error.field, prefix, groups) if error.field else file_field
     message, reason = error.message, error.reason
     if error.field:
         message = message.replace(error.field, field)
@@ -246,7 +249,7 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def json_path(path: str, prefix: str = "") -> str:
+def json_path(path: str, prefix: str = "", groups: Sequence[str] = ()) -> str:
     """A field of the contract as the client wrote it.
 
     `inference.ablations[0].index.tensor_indices[1].index` is
@@ -259,7 +262,9 @@ def json_path(path: str, prefix: str = "") -> str:
         pair = f"{name}.{parts[0][0]}" if parts else ""
         if pair in _JSON_STEPS:
             name, subscripts = pair, parts.pop(0)[1]
-        if name in _UNWRAPPED and steps:
+        if name == "groups" and subscripts and int(subscripts[1:-1]) < len(groups):
+            steps += ["dstListByGroupId", groups[int(subscripts[1:-1])]]
+        elif name in _UNWRAPPED and steps:
             steps[-1] += subscripts
         elif name == "index" and steps and steps[-1].startswith("tensorIndices["):
             # An index is a message in the contract and a bare number in JSON.

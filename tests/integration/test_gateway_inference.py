@@ -424,7 +424,7 @@ async def test_top_nodes_are_asked_for_group_by_group(
     ("changes", "status", "field"),
     [
         ({"dstListByGroupId": {}}, 400, "dstListByGroupId"),
-        ({"dstListByGroupId": {"write_norm": []}}, 400, "dstListByGroupId[0]"),
+        ({"dstListByGroupId": {"write_norm": []}}, 400, "dstListByGroupId.write_norm"),
         ({"dstListByGroupId": {"nope": ["logits"]}}, 422, "dstListByGroupId"),
         ({"topAndBottomK": 0}, 400, "topAndBottomK"),
         ({"topAndBottomK": 2**40}, 400, "topAndBottomK"),

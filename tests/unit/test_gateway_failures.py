@@ -66,6 +66,14 @@ def test_fields_are_named_as_clients_write_them(path: str, prefix: str, expected
     assert json_path(path, prefix) == expected
 
 
+def test_groups_are_named_as_the_client_named_them() -> None:
+    path = "spec.groups[1].derived_scalar_types[0]"
+    groups = ["write_norm", "activation"]
+    assert json_path(path, "m", groups) == "m.dstListByGroupId.activation[0]"
+    assert json_path("spec.groups", "m", groups) == "m.dstListByGroupId"
+    assert json_path("spec.groups[2]", "m", groups) == "m.dstListByGroupId[2]"
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "status"),
     [

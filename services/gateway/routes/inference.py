@@ -114,7 +114,8 @@ async def multiple_top_k_derived_scalars(
         spec=top_nodes_spec(spec),
     )
     stub = gateway.backends.scalars
-    async with calling("scalars", "multipleTopKDerivedScalarsRequestSpec"):
+    groups = [group.value for group in spec.dst_list_by_group_id]
+    async with calling("scalars", "multipleTopKDerivedScalarsRequestSpec", groups):
         answer = await stub.ListTopNodes(request)
     return await gateway.answer(top_nodes_pieces(answer, spec.token_index))
 
