@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,8 +11,8 @@ from services.launcher.processes import Child, ChildCommand, ChildFailed
 
 DRAIN_SECONDS = 35.0
 """How long a child may take to end; a server lets its running calls go on for 30 seconds."""
-ABORT_SECONDS = 5.0
-"""How long a child may take to end where the deployment did not even start."""
+ABORT_SECONDS = 3.0
+"""How long a child may take to end where the deployment did not start: there are no calls."""
 
 
 class Supervisor:
@@ -59,12 +59,19 @@ class Supervisor:
             for task in waiting:
                 task.cancel()
 
-    async def stop(self, seconds: float) -> None:
-        """End all children in order, each group within `seconds`, whatever happens meanwhile.
+    async def drain(self) -> None:
+        """End all children in order, and let running calls end, whatever happens meanwhile.
 
         Cancelled while it waits, it ends at once what is left.
         """
-        ending = asyncio.ensure_future(self._stop(seconds))
+        await self._whatever_happens(self._stop(self._order, DRAIN_SECONDS))
+
+    async def abort(self) -> None:
+        """End all children, soon."""
+        await self._whatever_happens(self._stop([list(self._children)], ABORT_SECONDS))
+
+    async def _whatever_happens(self, stopping: Coroutine[None, None, None]) -> None:
+        ending = asyncio.ensure_future(stopping)
         while not ending.done():
             try:
                 await asyncio.shield(ending)
@@ -73,8 +80,8 @@ class Supervisor:
                     child.kill()
         ending.result()
 
-    async def _stop(self, seconds: float) -> None:
-        for group in self._order:
+    async def _stop(self, order: Sequence[Sequence[str]], seconds: float) -> None:
+        for group in order:
             children = [self._children[name] for name in group if name in self._children]
             clean = await asyncio.gather(*(child.stop(seconds) for child in children))
             for child, ended_cleanly in zip(children, clean, strict=True):
@@ -95,13 +102,15 @@ async def supervised(
         ChildFailed: if a child does not start.
     """
     supervisor = Supervisor(order, log=log)
-    seconds = ABORT_SECONDS
     try:
         await start(supervisor)
-        seconds = DRAIN_SECONDS
+    except BaseException:
+        await supervisor.abort()
+        raise
+    try:
         yield supervisor
     finally:
-        await supervisor.stop(seconds)
+        await supervisor.drain()
 
 
 async def _unless_ended(child: Child, work: Awaitable[None]) -> None:

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -270,3 +271,27 @@ def test_a_read_only_folder_is_refused() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     folder.rmdir()
     assert f"--out: {folder} can't be written to" in done.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1100])
+def test_a_browser_shows_the_report_without_scrolling_sideways(
+    chromium: str, tmp_path: Path, width: int
+) -> None:
+    page = escape(render(result()), quote=True)
+    (tmp_path / "frame.html").write_text(
+        f"""<!doctype html><iframe width={width} height=800 srcdoc="{page}"></iframe><script>
+        onload = () => {{
+          const inner = frames[0].document;
+          document.title = [
+            inner.title, inner.documentElement.scrollWidth - inner.documentElement.clientWidth,
+            inner.querySelectorAll("circle").length, frames[0].performance.getEntries().filter(
+              (entry) => entry.entryType === "resource").length,
+          ].join("|");
+        }}</script>"""
+    )
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "frame.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    title = dom.partition("<title>")[2].partition("</title>")[0]
+    assert title == "Neuropil demo: layer 1, neuron 7|0|4|0"
