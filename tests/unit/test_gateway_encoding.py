@@ -203,6 +203,15 @@ async def test_a_large_answer_gives_way_to_other_tasks() -> None:
     assert turns > 3
 
 
+def test_a_sequence_longer_than_a_piece_is_whole() -> None:
+    sequence = [(f"t{index}", float(index)) for index in range(40_000)]
+    record = records.GetTokenRecordResponse(top_sequences=token_sequences([sequence, [], sequence]))
+    long, empty, again = decoded(token_record_pieces(record))["topActivations"]
+    assert [(each["token"], each["scalar"]) for each in long] == sequence
+    assert empty == []
+    assert again == long
+
+
 def node_table(rows: list[tuple[int, ...]], layers: list[int]) -> scalars.NodeTable:
     padded = [[*row, *([-1] * (3 - len(row)))] for row in rows]
     return scalars.NodeTable(
