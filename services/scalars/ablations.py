@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from services.scalars.deriving.indexing import ActivationIndex, python_index
 from services.scalars.model.locations import ModelShape, PassType
 from services.scalars.model.taps import Overwrite, RawTensorId
 from shared.errors import InvalidArgument, Unimplemented
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ def resolve_ablations(
 
     Raises InvalidArgument that names the field (`ablations[0].index.layer_index` after the prefix
     `field`) for a layer or index out of range, a wrong number of indices, a value that is not
-    finite, or a gradient to overwrite where there is no backward pass; Unimplemented for a place
-    that only exists with an autoencoder.
+    finite in single precision, or a gradient to overwrite where there is no backward pass;
+    Unimplemented for a place that only exists with an autoencoder.
     """
     return tuple(
         _resolve(spec, shape, n_tokens, backward, f"{field}[{position}]")
@@ -49,6 +53,12 @@ def _resolve(
     if not math.isfinite(spec.value):
         raise InvalidArgument(
             f"the value {spec.value} is not a finite number", field=f"{field}.value"
+        )
+    if abs(spec.value) > _LARGEST:
+        raise InvalidArgument(
+            f"the value {spec.value} is too large; activations are finite in single precision, "
+            f"up to {_LARGEST:.4g}",
+            field=f"{field}.value",
         )
     if not location.exists_by_default:
         raise Unimplemented(

@@ -55,7 +55,7 @@ class Job(Generic[Result]):
     extra_bytes: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Queued:
     job: Job[Any]
     loop: asyncio.AbstractEventLoop

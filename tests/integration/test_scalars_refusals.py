@@ -221,6 +221,12 @@ WRONG: dict[str, tuple[Any, str, str, str]] = {
         "inference.ablations[0].value",
         "",
     ),
+    "ablation that is infinite in single precision": (
+        ablated(value=-1e39),
+        INVALID,
+        "inference.ablations[0].value",
+        "single precision",
+    ),
     "backward ablation without a loss": (
         ablated(pass_type=BACKWARD),
         INVALID,

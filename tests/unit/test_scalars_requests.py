@@ -150,7 +150,7 @@ def test_ablations(subject: Subject) -> None:
     ]
     for index, field, word in cases:
         refused(lambda index=index: resolve(index), field, word)  # type: ignore[misc]
-    for value in (math.nan, math.inf, -math.inf):
+    for value in (math.nan, math.inf, -math.inf, 1e39, -1e308):
         refused(
             lambda value=value: resolve(ActivationIndex(post, (0, 0), 0), value),  # type: ignore[misc]
             "ablations[0].value",
