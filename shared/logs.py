@@ -13,6 +13,10 @@ def configure_logs(service: str, *, level: str = "INFO") -> None:
 
     Every line has time, level, service, event and, within a call, the request id.
     """
+    # Without the frames' variables: they hold what callers sent, at any length.
+    tracebacks = structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
     common: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -21,7 +25,7 @@ def configure_logs(service: str, *, level: str = "INFO") -> None:
     structlog.configure(
         processors=[
             *common,
-            structlog.processors.dict_tracebacks,
+            tracebacks,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -35,7 +39,7 @@ def configure_logs(service: str, *, level: str = "INFO") -> None:
             foreign_pre_chain=common,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.dict_tracebacks,
+                tracebacks,
                 structlog.processors.JSONRenderer(ensure_ascii=False),
             ],
         )
