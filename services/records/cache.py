@@ -123,11 +123,18 @@ class ReplyCache:
             self._remember_own(_Entry(key, None, min(MISSING_TTL_SECONDS, ttl_seconds)))
         elif self._remember_own(_Entry(key, reply, ttl_seconds)) and self._shared is not None:
             await self._shared.put(key, reply, ttl_seconds)
+            if not self._is_current(key):
+                # Dropped while it was put there: that may have come after the deletion.
+                await self._shared.delete(key)
         return reply
+
+    def _is_current(self, key: str) -> bool:
+        """Whether the running flight is still the one whose reply counts."""
+        return self._flights.get(key) is asyncio.current_task()
 
     def _remember_own(self, entry: _Entry) -> bool:
         """Remember what the running flight found, unless its key was dropped since."""
-        current = self._flights.get(entry.key) is asyncio.current_task()
+        current = self._is_current(entry.key)
         if current:
             self._remember(entry)
         return current

@@ -185,6 +185,35 @@ async def test_processes_share_replies(shared: SharedCache, raw: Redis) -> None:
     assert raw.get("k") is None
 
 
+class SlowSharedCache(SharedCache):
+    """Keeps what it is given only after a while."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def put(self, key: str, reply: bytes, ttl_seconds: float) -> None:
+        self.asked.set()
+        await self.gate.wait()
+        await super().put(key, reply, ttl_seconds)
+
+
+async def test_what_is_forgotten_while_it_is_shared_is_not_kept(
+    server: ValkeyServer, raw: Redis
+) -> None:
+    shared = SlowSharedCache(server.connection_url)
+    cache = ReplyCache(10_000, shared)
+    asked = asyncio.create_task(cache.get("k", Source(b"old"), ttl_seconds=60))
+    await shared.asked.wait()
+    await cache.forget("k")
+    shared.gate.set()
+    assert await asked == b"old"
+    assert raw.get("k") is None
+    assert await cache.get("k", Source(b"new"), ttl_seconds=60) == b"new"
+    await cache.close()
+
+
 async def test_times_to_live_differ(shared: SharedCache, raw: Redis) -> None:
     for number in range(50):
         await shared.put(f"k{number}", b"", 1000)
