@@ -115,7 +115,7 @@ def _requests(draw: st.DrawFn) -> tuple[str, Any]:
     ],
 )
 @given(requests=st.lists(_requests(), min_size=5, max_size=20))
-async def test_no_body_makes_a_defect(statuses: set[int], requests: list[tuple[str, Any]]) -> None:
+async def test_no_body_makes_a_defect(requests: list[tuple[str, Any]]) -> None:
     async with gateway_to(records=Servicer(), scalars=Servicer(), simulation=Servicer()) as client:
         for route, body in requests:
             answer = await client.post(
