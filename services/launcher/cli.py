@@ -139,12 +139,15 @@ def run(arguments: Sequence[str]) -> int:
     except LauncherFailure as error:
         return _fail(error.exit_code, str(error))
     except OSError as error:
-        # What standard output did not take must not be tried again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _fail(1, str(error))
     return code if isinstance(code, int) else 0
 
 
 def _fail(code: int, message: str) -> int:
+    try:
+        print(end="", flush=True)
+    except OSError:
+        # What standard output did not take must not be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     print(f"neuropil: error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.launcher.failure import LauncherFailure
 from services.launcher.health import wait_until_answering, wait_until_serving
 from services.launcher.ports import check_host, reserve_ports
 from services.launcher.processes import ChildCommand, ChildFailed
@@ -115,6 +116,7 @@ async def run_up(config: Path, listening: Listening) -> None:
     Raises:
         ConfigurationError: if the configuration or a port can't be used.
         ChildFailed: if a service does not start, ends by itself, or does not end cleanly.
+        LauncherFailure: if standard output can't be written to.
     """
     unclean: list[str] = []
 
@@ -161,7 +163,10 @@ def say(message: str) -> None:
 def _announce(running: RunningDeployment) -> None:
     lines = [f"ready {running.url}"]
     lines += [f"{name} {address}" for name, address in running.addresses.items()]
-    print("\n".join(lines), flush=True)
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError as error:
+        raise LauncherFailure(f"standard output takes nothing: {error.strerror}") from error
 
 
 def _reserve(deployment: Deployment, listening: Listening) -> dict[str, int]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +35,7 @@ class Launched:
         folder: Path,
         variables: dict[str, str],
         stdout: IO[str] | int = subprocess.PIPE,
+        command: Sequence[str] = NEUROPIL,
     ) -> None:
         self.mark = f"LAUNCHER_TEST={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")
@@ -42,7 +43,7 @@ class Launched:
         self.log = folder / "stderr"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*NEUROPIL, *arguments],
+                [*command, *arguments],
                 env={**environment, name: value, "TMPDIR": str(folder), **variables},
                 stdout=stdout,
                 stderr=log,
@@ -105,11 +106,14 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     launched: list[Launched] = []
 
     def start(
-        *arguments: str, stdout: IO[str] | int = subprocess.PIPE, **variables: str
+        *arguments: str,
+        stdout: IO[str] | int = subprocess.PIPE,
+        command: Sequence[str] = NEUROPIL,
+        **variables: str,
     ) -> Launched:
         # The folder is the launcher's TMPDIR: a socket's path must not be long.
         folder = tmp_path_factory.mktemp("up")
-        launched.append(Launched(list(arguments), folder, variables, stdout))
+        launched.append(Launched(list(arguments), folder, variables, stdout, command))
         return launched[-1]
 
     yield start
@@ -269,7 +273,7 @@ def test_a_full_disk_behind_standard_output_is_told_of(launch: Launch, config: P
     with Path("/dev/full").open("w") as full:
         up = launch("up", "--config", str(config), *FREE_PORTS, stdout=full)
     assert up.wait() == 1
-    assert up.words() == ["neuropil: error: [Errno 28] No space left on device"]
+    assert up.words() == ["neuropil: error: standard output takes nothing: No space left on device"]
     up.assert_nothing_is_left()
 
 
@@ -461,6 +465,22 @@ def test_a_demo_whose_service_dies_says_so(launch: Launch, tmp_path: Path) -> No
     words = demo.words()
     assert words[-1] == "neuropil: error: scalars: ended by itself with signal 9 (SIGKILL)"
     assert not (tmp_path / "report").exists()
+    demo.assert_nothing_is_left()
+
+
+@pytest.mark.torch
+def test_a_demo_whose_report_finds_no_space_leaves_nothing(launch: Launch, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    program = (
+        "import resource, sys\n"
+        "from services.launcher.cli import run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    demo = launch("demo", "--out", str(out), command=[sys.executable, "-c", program])
+    assert demo.wait() == 1
+    assert demo.words() == [f"neuropil: error: no report in {out}: File too large"]
+    assert not out.exists()
     demo.assert_nothing_is_left()
 
 

@@ -48,8 +48,7 @@ async def run_demo(config: Path, out: Path) -> int:
 
     Raises:
         ConfigurationError: if the deployment or the folder for the report can't be used.
-        LauncherFailure: if a service or a call fails.
-        OSError: if the report can't be written.
+        LauncherFailure: if a service or a call fails, or the report can't be written.
     """
     check_folder(out)
     if load_deployment(config).model is None:
@@ -87,7 +86,10 @@ async def _demo(config: Path, out: Path, console: Console, log: int) -> None:
             started()
             result = await _unless_a_service_ends(running, step)
             written = step("Write the report", 1)
-            path = await asyncio.to_thread(write_report, result, out)
+            try:
+                path = await asyncio.to_thread(write_report, result, out)
+            except OSError as error:
+                raise LauncherFailure(f"no report in {out}: {error.strerror}") from error
             written()
             ending = step("Stop the services", 1)
         ending()
