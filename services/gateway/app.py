@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
 """Pages on the machine itself may always call."""
 
+DOCS_ASSETS = "/docs-assets"
+
 _DESCRIPTION = f"""\
 Records, derived scalars and simulations of the parts of a language model.
 
@@ -54,7 +57,10 @@ def create_app(deployment: Deployment) -> ASGIApp:
             app.state.gateway = Gateway(backends)
             yield
 
-    app = FastAPI(
+    # Its pages need no network: they bring their scripts along.
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url=DOCS_ASSETS,
         title="Neuropil",
         version="0.1.0",
         description=_DESCRIPTION,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 
 import structlog
@@ -19,6 +16,7 @@ from shared.logs import configure_logs
 from shared.metrics import MetricsServer
 from shared.rpc.server import DRAIN_SECONDS
 from shared.settings import Deployment
+from shared.stopping import stopping
 
 _BACKLOG = 2048
 
@@ -125,22 +123,5 @@ async def _serve(
     def stop() -> None:
         server.should_exit = True
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    watcher = asyncio.create_task(_watch_parent(stop)) if end_with_parent else None
-    try:
+    async with stopping(stop, end_with_parent=end_with_parent):
         await server.serve(sockets=[listener])
-    finally:
-        if watcher is not None:
-            watcher.cancel()
-
-
-async def _watch_parent(stop: Callable[[], None]) -> None:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    while await reader.read(4096):
-        pass
-    stop()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +34,7 @@ from shared.rpc.interceptors.wrapping import (
     surround_unary,
 )
 from shared.settings import Limits
+from shared.stopping import stopping
 
 DRAIN_SECONDS = 30.0
 """How long running calls may go on after a server was told to end."""
@@ -180,7 +179,8 @@ def serve(lifespan: Lifespan, options: ServerOptions) -> None:
 
 
 async def _serve(lifespan: Lifespan, options: ServerOptions) -> None:
-    async with _stop_request(options.end_with_parent) as stop:
+    stop = asyncio.Event()
+    async with stopping(stop.set, end_with_parent=options.end_with_parent):
         with contextlib.ExitStack() as stack:
             if options.metrics_port is not None:
                 metrics = stack.enter_context(MetricsServer(options.host, options.metrics_port))
@@ -194,29 +194,3 @@ async def _serve(lifespan: Lifespan, options: ServerOptions) -> None:
                 _log.info("draining")
                 await running.drain()
     _log.info("ended")
-
-
-@asynccontextmanager
-async def _stop_request(end_with_parent: bool) -> AsyncIterator[asyncio.Event]:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    watcher = asyncio.create_task(_watch_parent(stop)) if end_with_parent else None
-    try:
-        yield stop
-    finally:
-        if watcher is not None:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
-
-
-async def _watch_parent(stop: asyncio.Event) -> None:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    while await reader.read(4096):
-        pass
-    stop.set()

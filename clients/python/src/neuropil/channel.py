@@ -46,6 +46,11 @@ def channel_options(message_bytes: int = DEFAULT_MESSAGE_BYTES) -> list[tuple[st
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 0),
+        # gRPC's own pause between attempts to connect grows to two minutes, long after a service
+        # that was restarted is back.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.service_config", json.dumps(service_config)),
     ]
 
