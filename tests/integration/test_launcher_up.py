@@ -1,4 +1,4 @@
-"""`neuropil up`, `serve` and `demo` as a user runs them: real processes, real signals."""
+"""`neuropil up` and `neuropil serve` as a user runs them: real processes, real signals."""
 
 from __future__ import annotations
 
@@ -10,115 +10,21 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import pytest
 
 import neuropil
-
-NEUROPIL = [sys.executable, "-m", "services.launcher"]
-FREE_PORTS = ["--http-port", "0", "--records-port", "0", "--scalars-port", "0"]
-FREE_PORTS += ["--simulation-port", "0"]
-SECONDS = 120.0
-
-
-class Launched:
-    """A launcher with all that it started, recognised by a variable of their environment."""
-
-    def __init__(
-        self,
-        arguments: list[str],
-        folder: Path,
-        variables: dict[str, str],
-        stdout: IO[str] | int = subprocess.PIPE,
-        command: Sequence[str] = NEUROPIL,
-    ) -> None:
-        self.mark = f"LAUNCHER_TEST={uuid.uuid4().hex}"
-        name, _, value = self.mark.partition("=")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("NEUROPIL_")}
-        self.log = folder / "stderr"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, *arguments],
-                env={**environment, name: value, "TMPDIR": str(folder), **variables},
-                stdout=stdout,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-        self.url = ""
-        self.addresses: dict[str, str] = {}
-
-    def wait_until_ready(self, services: int) -> None:
-        assert self.process.stdout is not None
-        first = self.process.stdout.readline()
-        assert first.startswith("ready http://"), self.words()
-        self.url = first.split()[1]
-        for _ in range(services):
-            name, address = self.process.stdout.readline().split()
-            self.addresses[name] = address
-
-    def words(self) -> list[str]:
-        """What it told people, beside the logs."""
-        return [line for line in self.log.read_text().splitlines() if not line.startswith("{")]
-
-    def wait(self) -> int:
-        return self.process.wait(SECONDS)
-
-    def pids(self) -> dict[int, str]:
-        """Processes that are left, with their command lines."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                marked = self.mark.encode() in (folder / "environ").read_bytes().split(b"\0")
-                # Valkey writes its title over its environment.
-                if marked or str(self.log.parent) in os.readlink(folder / "cwd"):
-                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(folder.name)] = line.decode()
-            except OSError:
-                continue
-        return found
-
-    def assert_nothing_is_left(self) -> None:
-        end = time.monotonic() + SECONDS
-        while self.pids():
-            assert time.monotonic() < end, self.pids()
-            time.sleep(0.05)
-        assert not list(self.log.parent.glob("neuropil-*"))
-
-    def close(self) -> None:
-        for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-
-
-Launch = Callable[..., Launched]
+from tests.integration.launcher_running import FREE_PORTS, SECONDS, Launch, launcher, refused
 
 
 @pytest.fixture
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    launched: list[Launched] = []
-
-    def start(
-        *arguments: str,
-        stdout: IO[str] | int = subprocess.PIPE,
-        command: Sequence[str] = NEUROPIL,
-        **variables: str,
-    ) -> Launched:
-        # The folder is the launcher's TMPDIR: a socket's path must not be long.
-        folder = tmp_path_factory.mktemp("up")
-        launched.append(Launched(list(arguments), folder, variables, stdout, command))
-        return launched[-1]
-
-    yield start
-    for one in launched:
-        one.close()
+    with launcher(tmp_path_factory) as start:
+        yield start
 
 
 @pytest.fixture
@@ -277,18 +183,6 @@ def test_a_full_disk_behind_standard_output_is_told_of(launch: Launch, config: P
     up.assert_nothing_is_left()
 
 
-def refused(launch: Launch, *arguments: str, **variables: str) -> str:
-    """The one line of a launcher that starts nothing."""
-    up = launch(*arguments, **variables)
-    assert up.wait() == 2
-    (words,) = up.words()
-    assert up.log.read_text().splitlines() == [words]
-    up.assert_nothing_is_left()
-    prefix = "neuropil: error: "
-    assert words.startswith(prefix)
-    return words.removeprefix(prefix)
-
-
 def test_a_port_in_use_is_named(launch: Launch, config: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
@@ -417,78 +311,3 @@ def test_a_service_whose_packages_are_missing_says_what_to_install(
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'neuropil-services[records]'" in done.stderr
-
-
-@pytest.mark.torch
-def test_the_demo_does_the_main_job_and_leaves_only_its_report(
-    launch: Launch, tmp_path: Path
-) -> None:
-    out = tmp_path / "report"
-    demo = launch("demo", "--out", str(out))
-    assert demo.process.stdout is not None
-    printed = demo.process.stdout.read()
-    assert demo.wait() == 0, demo.log.read_text()
-    assert demo.log.read_text() == ""
-    for words in ("top token", "direct effect", "R² before", "R² after", "The report is in"):
-        assert words in printed
-    assert [path.name for path in out.iterdir()] == ["index.html"]
-    assert (out / "index.html").read_text().rstrip().endswith("</html>")
-    demo.assert_nothing_is_left()
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_demo_that_is_interrupted_leaves_nothing(
-    launch: Launch, tmp_path: Path, number: int, code: int
-) -> None:
-    out = tmp_path / "report"
-    demo = launch("demo", "--out", str(out))
-    while not any("serve simulation" in line for line in demo.pids().values()):
-        time.sleep(0.01)
-    if number == signal.SIGINT:
-        time.sleep(6)  # Somewhere within the job, where the machine is not very busy.
-    os.killpg(demo.process.pid, number)
-    assert demo.wait() == code
-    assert demo.words() == ["neuropil: the demo was stopped; nothing is left of it"]
-    assert not out.exists()
-    demo.assert_nothing_is_left()
-
-
-@pytest.mark.torch
-def test_a_demo_whose_service_dies_says_so(launch: Launch, tmp_path: Path) -> None:
-    demo = launch("demo", "--out", str(tmp_path / "report"))
-    scalars: list[int] = []
-    while not scalars:
-        scalars = [pid for pid, line in demo.pids().items() if "serve scalars" in line]
-    os.kill(scalars[0], signal.SIGKILL)
-    assert demo.wait() == 1
-    words = demo.words()
-    assert words[-1] == "neuropil: error: scalars: ended by itself with signal 9 (SIGKILL)"
-    assert not (tmp_path / "report").exists()
-    demo.assert_nothing_is_left()
-
-
-@pytest.mark.torch
-def test_a_demo_whose_report_finds_no_space_leaves_nothing(launch: Launch, tmp_path: Path) -> None:
-    out = tmp_path / "report"
-    program = (
-        "import resource, sys\n"
-        "from services.launcher.cli import run\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "sys.exit(run(sys.argv[1:]))"
-    )
-    demo = launch("demo", "--out", str(out), command=[sys.executable, "-c", program])
-    assert demo.wait() == 1
-    assert demo.words() == [f"neuropil: error: no report in {out}: File too large"]
-    assert not out.exists()
-    demo.assert_nothing_is_left()
-
-
-def test_a_demo_that_can_not_be_done_is_one_line(
-    launch: Launch, config: Path, tmp_path: Path
-) -> None:
-    assert "--out: " in refused(launch, "demo", "--out", str(config))
-    words = refused(launch, "demo", "--config", str(config), "--out", str(tmp_path / "report"))
-    assert words.startswith("model: is missing")
-    missing = str(tmp_path / "none.yaml")
-    assert missing in refused(launch, "demo", "--config", missing, "--out", str(tmp_path / "r"))
