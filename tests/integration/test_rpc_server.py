@@ -68,11 +68,18 @@ class Probe:
     async def BatchGetRecords(self, request: Any, context: Any) -> AsyncIterator[Any]:
         yield records.BatchGetRecordsResponse(position=0)
         if request.datasets[0] == "endless":
+            large = records.GetTokenRecordResponse(dataset="x" * 100_000)
             try:
                 while True:
-                    yield records.BatchGetRecordsResponse(position=1)
+                    yield records.BatchGetRecordsResponse(position=1, token_record=large)
             finally:
                 self.cancelled.set()
+        if request.datasets[0] == "slow":
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
         raise errors.NotFound("the second is missing")
 
     def __getattr__(self, name: str) -> Any:
@@ -119,6 +126,15 @@ def layers_of(dataset: str) -> records.ListLayersRequest:
 
 def components() -> records.ListComponentsRequest:
     return records.ListComponentsRequest(dataset=layers_of("x").dataset)
+
+
+def batch(dataset: str) -> records.BatchGetRecordsRequest:
+    return records.BatchGetRecordsRequest(
+        datasets=[dataset],
+        components=[
+            common.ComponentId(derived_scalar_type=common.DERIVED_SCALAR_TYPE_MLP_POST_ACT)
+        ],
+    )
 
 
 async def failure_of(call: Any) -> NeuropilError:
@@ -192,28 +208,16 @@ async def test_a_broken_rule_of_the_contract_names_the_field(stub: Any) -> None:
 
 
 async def test_an_error_in_mid_stream_comes_after_what_was_sent(stub: Any) -> None:
-    request = records.BatchGetRecordsRequest(
-        datasets=["x"],
-        components=[
-            common.ComponentId(derived_scalar_type=common.DERIVED_SCALAR_TYPE_MLP_POST_ACT)
-        ],
-    )
     received = []
     with pytest.raises(NeuropilError, match="the second is missing"):
         async with atranslated():
-            async for response in stub.BatchGetRecords(request):
+            async for response in stub.BatchGetRecords(batch("x")):
                 received.append(response.position)
     assert received == [0]
 
 
 async def test_a_stream_is_closed_when_its_caller_goes(stub: Any, probe: Probe) -> None:
-    request = records.BatchGetRecordsRequest(
-        datasets=["endless"],
-        components=[
-            common.ComponentId(derived_scalar_type=common.DERIVED_SCALAR_TYPE_MLP_POST_ACT)
-        ],
-    )
-    call = stub.BatchGetRecords(request)
+    call = stub.BatchGetRecords(batch("endless"))
     async for _ in call:
         break
     call.cancel()
@@ -236,6 +240,41 @@ async def test_the_default_deadline_ends_a_call_that_brings_none(probe: Probe) -
     assert failure.code == "DEADLINE_EXCEEDED"
     assert failure.metadata == {"deadline_seconds": "0.2"}
     await server.drain(1)
+
+
+async def test_a_stream_ends_at_the_default_deadline_although_its_caller_does_not_read(
+    probe: Probe,
+) -> None:
+    options = ServerOptions("records", limits=Limits(queue=1, default_deadline_seconds=0.5))
+    server = await start_server([RpcService(SERVICE, probe)], options)
+    async with open_aio_channel(f"127.0.0.1:{server.port}") as opened:
+        stub = records.RecordReaderStub(opened)
+        call = stub.BatchGetRecords(batch("endless"))
+        await call.read()
+        # Until then the server is blocked: the answers that are under way fill the window.
+        await asyncio.wait_for(probe.cancelled.wait(), 5)
+        failure = await failure_of(asyncio.wait_for(_read_to_the_end(call), 5))
+        assert failure.code == "DEADLINE_EXCEEDED"
+        assert failure.metadata == {"deadline_seconds": "0.5"}
+        # Its place is free again.
+        await stub.ListDatasets(records.ListDatasetsRequest())
+    await server.drain(1)
+
+
+async def test_a_stream_that_computes_ends_at_its_deadline(probe: Probe) -> None:
+    options = ServerOptions("records", limits=Limits(default_deadline_seconds=0.2))
+    server = await start_server([RpcService(SERVICE, probe)], options)
+    async with open_aio_channel(f"127.0.0.1:{server.port}") as opened:
+        call = records.RecordReaderStub(opened).BatchGetRecords(batch("slow"))
+        failure = await failure_of(asyncio.wait_for(_read_to_the_end(call), 5))
+    assert failure.code == "DEADLINE_EXCEEDED"
+    await asyncio.wait_for(probe.cancelled.wait(), 5)
+    await server.drain(1)
+
+
+async def _read_to_the_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 async def test_load_over_the_limit_is_shed_with_retry_information(stub: Any, probe: Probe) -> None:

@@ -29,21 +29,22 @@ class ErrorInterceptor(Interceptor):
         try:
             yield
         except NeuropilError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except ClientError as error:
             passed_on = from_client_error(error)
             if passed_on is None:
                 _log.exception("dependency_failed", method=method, code=error.code)
                 passed_on = NeuropilError(INTERNAL_TEXT)
-            await _abort(context, passed_on)
+            await abort(context, passed_on)
         except grpc.aio.AbortError:
             raise
         except Exception:  # noqa: BLE001 - the last line of defence: nothing else may escape
             _log.exception("unexpected_error", method=method)
-            await _abort(context, NeuropilError(INTERNAL_TEXT))
+            await abort(context, NeuropilError(INTERNAL_TEXT))
 
 
-async def _abort(context: Context, error: NeuropilError) -> None:
+async def abort(context: Context, error: NeuropilError) -> None:
+    """Send an error as the status of a call; raises what ends its method."""
     status = to_status(error)
     await context.abort(
         grpc.StatusCode[error.code],

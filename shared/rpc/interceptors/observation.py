@@ -56,7 +56,8 @@ class ObservationInterceptor(Interceptor):
         try:
             yield
         except (asyncio.CancelledError, GeneratorExit):
-            code = "CANCELLED"
+            # Also how work is ended whose caller was told already, such as that its time is over.
+            code = _code_name(context) if context.code() else "CANCELLED"
             raise
         except BaseException:
             code = _code_name(context)

@@ -28,6 +28,18 @@ class Interceptor(ABC):
     ) -> AbstractAsyncContextManager[None]:
         """What surrounds a call; `method` is ``package.Service/Method``."""
 
+    async def stream(
+        self, method: str, behavior: Stream, request: Any, context: Context
+    ) -> AsyncGenerator[Any, None]:
+        """The responses of a streaming call, surrounded as any other call is."""
+        # Closed here and not when it is collected: a caller that goes ends the work at once.
+        async with (
+            self.around(method, request, context),
+            aclosing(behavior(request, context)) as responses,
+        ):
+            async for response in responses:
+                yield response
+
 
 def surround_unary(method: str, behavior: Unary, interceptors: Sequence[Interceptor]) -> Unary:
     """The method with all interceptors around it, the first outermost."""
@@ -39,7 +51,7 @@ def surround_unary(method: str, behavior: Unary, interceptors: Sequence[Intercep
 def surround_stream(method: str, behavior: Stream, interceptors: Sequence[Interceptor]) -> Stream:
     """The streaming method with all interceptors around it, the first outermost."""
     for interceptor in reversed(interceptors):
-        behavior = partial(_stream, interceptor, method, behavior)
+        behavior = partial(interceptor.stream, method, behavior)
     return behavior
 
 
@@ -48,15 +60,3 @@ async def _unary(
 ) -> Any:
     async with interceptor.around(method, request, context):
         return await behavior(request, context)
-
-
-async def _stream(
-    interceptor: Interceptor, method: str, behavior: Stream, request: Any, context: Context
-) -> AsyncGenerator[Any, None]:
-    # Closed here and not when it is collected: a caller that goes ends the work at once.
-    async with (
-        interceptor.around(method, request, context),
-        aclosing(behavior(request, context)) as responses,
-    ):
-        async for response in responses:
-            yield response
