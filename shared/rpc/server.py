@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -40,6 +41,14 @@ DRAIN_SECONDS = 30.0
 """How long running calls may go on after a server was told to end."""
 
 _log = structlog.get_logger(__name__)
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("ExecuteBatchError")
+
+
+# With a trace for every client that leaves in the middle of an answer; that call is logged anyway.
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_logging)
 
 
 @dataclass(frozen=True)

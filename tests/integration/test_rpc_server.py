@@ -216,12 +216,17 @@ async def test_an_error_in_mid_stream_comes_after_what_was_sent(stub: Any) -> No
     assert received == [0]
 
 
-async def test_a_stream_is_closed_when_its_caller_goes(stub: Any, probe: Probe) -> None:
+async def test_a_stream_is_closed_when_its_caller_goes(
+    stub: Any, probe: Probe, caplog: pytest.LogCaptureFixture
+) -> None:
     call = stub.BatchGetRecords(batch("endless"))
     async for _ in call:
         break
+    await asyncio.sleep(0.1)
     call.cancel()
     await asyncio.wait_for(probe.cancelled.wait(), 5)
+    await stub.ListDatasets(records.ListDatasetsRequest())
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
 async def test_a_call_ends_at_its_deadline_and_its_work_is_cancelled(
