@@ -9,6 +9,13 @@ from prometheus_client import start_http_server
 
 from shared.errors import ConfigurationError
 
+# fmt: off
+SECONDS_BUCKETS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
+)
+# fmt: on
+"""Upper ends of the buckets of every histogram of seconds, so that services can be compared."""
+
 
 class MetricsServer:
     """Answers `/metrics` on a port; a context manager that stops it again."""

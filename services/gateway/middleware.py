@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
 from services.gateway.errors import GatewayError, from_http_error, internal_error
+from shared.metrics import SECONDS_BUCKETS
 from shared.rpc.context import REQUEST_ID_KEY, enter_deadline, enter_request
 
 if TYPE_CHECKING:
@@ -29,24 +30,7 @@ _SECONDS = Histogram(
     "neuropil_http_seconds",
     "Duration of HTTP requests",
     ("route", "method", "status"),
-    buckets=(
-        0.0005,
-        0.001,
-        0.0025,
-        0.005,
-        0.01,
-        0.025,
-        0.05,
-        0.1,
-        0.25,
-        0.5,
-        1,
-        2.5,
-        5,
-        10,
-        30,
-        60,
-    ),
+    buckets=SECONDS_BUCKETS,
 )
 _RUNNING = Gauge("neuropil_http_running", "HTTP requests that run now")
 

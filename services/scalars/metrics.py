@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from shared.metrics import SECONDS_BUCKETS
+
 WAITING = Gauge("neuropil_scalars_jobs_waiting", "Jobs in the queue of a device.", ["device"])
 
 QUEUE_SECONDS = Histogram(
-    "neuropil_scalars_queue_seconds", "Time that a job waited for its device.", ["device"]
+    "neuropil_scalars_queue_seconds",
+    "Time that a job waited for its device.",
+    ["device"],
+    buckets=SECONDS_BUCKETS,
 )
 
 RUN_SECONDS = Histogram(
     "neuropil_scalars_run_seconds",
     "Time of forward and backward pass and of deriving scalars, a job.",
     ["device"],
+    buckets=SECONDS_BUCKETS,
 )
 
 JOBS = Counter(

@@ -12,30 +12,14 @@ import grpc
 import structlog
 from prometheus_client import Gauge, Histogram
 
+from shared.metrics import SECONDS_BUCKETS
 from shared.rpc.interceptors.wrapping import Context, Interceptor
 
 _SECONDS = Histogram(
     "neuropil_rpc_seconds",
     "Duration of calls",
     ("service", "method", "code"),
-    buckets=(
-        0.0005,
-        0.001,
-        0.0025,
-        0.005,
-        0.01,
-        0.025,
-        0.05,
-        0.1,
-        0.25,
-        0.5,
-        1,
-        2.5,
-        5,
-        10,
-        30,
-        60,
-    ),
+    buckets=SECONDS_BUCKETS,
 )
 _RUNNING = Gauge("neuropil_rpc_running", "Calls that run now", ("service", "method"))
 
