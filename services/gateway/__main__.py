@@ -9,6 +9,7 @@ import typer
 
 from services.gateway.server import serve_gateway
 from shared.errors import ConfigurationError
+from shared.listening import check_host
 from shared.settings import load_deployment
 
 
@@ -26,6 +27,7 @@ def command(
     """Serve HTTP and JSON."""
     try:
         deployment = load_deployment(config)
+        check_host(host)
         serve_gateway(
             deployment,
             host=host,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import random
 import socket
 from collections.abc import Mapping
@@ -15,26 +14,6 @@ from shared.errors import ConfigurationError
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST = 10_000
 _ATTEMPTS = 200
-
-
-def check_host(host: str) -> None:
-    """Refuse to listen where other machines could call services that ask for no token.
-
-    Raises:
-        ConfigurationError: if `host` is not loopback.
-    """
-    if host == "localhost":
-        return
-    try:
-        if ipaddress.IPv4Address(host).is_loopback:
-            return
-    except ipaddress.AddressValueError:
-        pass
-    raise ConfigurationError(
-        "--host",
-        f"{host!r} is no loopback address such as 127.0.0.1; without auth.tokens_file the services"
-        " are open, on loopback only",
-    )
 
 
 def reserve_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:

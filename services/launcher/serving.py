@@ -6,9 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from services.launcher.ports import check_host
 from services.launcher.service_names import DEFAULT_PORTS, ServiceName
 from shared.errors import ConfigurationError
+from shared.listening import check_host
 from shared.rpc.server import ServerOptions, serve
 from shared.settings import load_deployment
 

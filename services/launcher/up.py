@@ -12,9 +12,10 @@ from pathlib import Path
 
 from services.launcher.failure import LauncherFailure
 from services.launcher.health import wait_until_answering, wait_until_serving
-from services.launcher.ports import check_host, reserve_ports
+from services.launcher.ports import reserve_ports
 from services.launcher.processes import ChildCommand, ChildFailed
 from services.launcher.supervision import Supervisor, supervised
+from shared.listening import check_host
 from shared.settings import ENV_PREFIX, Deployment, load_deployment
 
 STOP_ORDER = (("gateway",), ("simulation",), ("scalars", "records"), ("cache",))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from shared.errors import ConfigurationError
+from shared.listening import check_host
 from shared.rpc.server import RpcService, ServerOptions, serve
 from shared.settings import Deployment, load_deployment
 
@@ -39,6 +40,7 @@ def run_command(name: str, default_port: int, make_services: MakeServices) -> No
     ) -> None:
         try:
             deployment = load_deployment(config)
+            check_host(host)
             options = ServerOptions(
                 name=name,
                 host=host,

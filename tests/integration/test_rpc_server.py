@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -330,3 +334,21 @@ async def test_a_port_in_use_is_a_configuration_error(running: RunningServer, pr
         await start_server(
             [RpcService(SERVICE, probe)], ServerOptions("records", port=running.port)
         )
+
+
+@pytest.mark.parametrize("service", ["records", "scalars", "simulation", "gateway"])
+def test_a_service_that_asks_for_no_token_listens_on_loopback_only(
+    service: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "deployment.yaml"
+    config.write_text("")
+    # The commands of services that compute are the same; without torch they can't be imported.
+    if service in {"scalars", "simulation"} and find_spec("torch") is None:
+        return
+    command = [sys.executable, "-m", f"services.{service}", "--config", str(config)]
+    done = subprocess.run(
+        [*command, "--host", "0.0.0.0", "--port", "0"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "is no loopback address" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
