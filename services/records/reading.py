@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -106,7 +106,7 @@ class RecordReader:
 
     async def batch(
         self, components: Sequence[Component], datasets: Sequence[str], view: View
-    ) -> AsyncIterator[BatchItem]:
+    ) -> AsyncGenerator[BatchItem, None]:
         """The records of many components, in their order, each failure in its place.
 
         Raises as `token_record` does where the datasets are wrong for every component.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from neuropil.records import v1
 from services.records import listing
@@ -80,8 +81,10 @@ class RecordReaderService:
             component_of(component, f"components[{position}]")
             for position, component in enumerate(request.components)
         ]
-        async for item in self._reader.batch(components, request.datasets, view_of(request.view)):
-            yield batch_message(item)
+        batch = self._reader.batch(components, request.datasets, view_of(request.view))
+        async with aclosing(batch) as items:
+            async for item in items:
+                yield batch_message(item)
 
     async def ListExplanations(
         self, request: v1.ListExplanationsRequest, context: Context
