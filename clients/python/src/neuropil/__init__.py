@@ -15,7 +15,7 @@ from neuropil._records import (
 from neuropil._scalars import Ablation, DerivedScalars, Loss, Node
 from neuropil._simulation import ScoredExplanation, ScoredSequence, Simulation
 from neuropil.client import Client, connect
-from neuropil.errors import NeuropilError
+from neuropil.errors import NeuropilError, PartialAnswerWarning
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "Loss",
     "NeuropilError",
     "Node",
+    "PartialAnswerWarning",
     "ScoredExplanation",
     "ScoredSequence",
     "Simulation",

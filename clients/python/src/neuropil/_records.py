@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuropil.common import v1 as common
-from neuropil.errors import translated
+from neuropil.errors import PartialAnswerWarning, translated
 from neuropil.names import component_id
 from neuropil.records import v1
 from neuropil.tensors import to_array
@@ -182,6 +183,9 @@ class RecordsClient:
     ) -> list[Explanation]:
         """The explanations of a component in all explanation datasets of a dataset of records.
 
+        Of an explanation dataset that can't be read, while another can, a `PartialAnswerWarning`
+        tells.
+
         Raises:
             NeuropilError: DATA_LOSS where every one of them failed.
         """
@@ -191,6 +195,9 @@ class RecordsClient:
         )
         with translated():
             answer = self.stub.ListExplanations(request, timeout=self._timeout)
+        for failure in answer.failures:
+            text = f"explanations of {failure.dataset} are missing: {failure.message}"
+            warnings.warn(text, PartialAnswerWarning, stacklevel=2)
         return [
             Explanation(
                 text=each.text,

@@ -43,6 +43,10 @@ class NeuropilError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class PartialAnswerWarning(UserWarning):
+    """A call succeeded, but a part of its answer is missing; the text says which, and why."""
+
+
 def from_rpc_error(error: grpc.RpcError) -> NeuropilError:
     """Read code, message and rich details of a failed call, synchronous or not."""
     call: Any = error

@@ -1,0 +1,151 @@
+"""What scripts get of records and explanations, from the typed client and a real record service."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import yaml
+
+import neuropil
+from tests.load.processes import REPOSITORY, server
+
+DEMO = REPOSITORY / "data" / "demo"
+EXPLAINED = min((DEMO / "explanations" / "1").glob("*.jsonl"))
+NEURON = int(EXPLAINED.stem)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[neuropil.Client]:
+    """The demo's records, and its explanations twice, of which the second time one is corrupt."""
+    folder = tmp_path_factory.mktemp("deployment")
+    shutil.copytree(DEMO / "explanations", folder / "again")
+    (folder / "again" / "1" / EXPLAINED.name).write_text("{")
+    (folder / "many" / "0").mkdir(parents=True)
+    for index in range(2500):
+        (folder / "many" / "0" / f"{index}.json").touch()
+    records = {"short_name": "demo", "user_visible_name": "Demo"}
+    deployment = {
+        "datasets": [
+            records
+            | {
+                "derived_scalar_type": "mlp_post_act",
+                "neuron_dataset_path": str(DEMO / "records" / "mlp"),
+                "explanation_dataset_paths": [str(DEMO / "explanations"), "again"],
+            },
+            records
+            | {
+                "derived_scalar_type": "attn_write_norm",
+                "neuron_dataset_path": str(DEMO / "records" / "attn"),
+            },
+            {
+                "short_name": "many",
+                "user_visible_name": "Many",
+                "derived_scalar_type": "mlp_post_act",
+                "neuron_dataset_path": "many",
+            },
+        ]
+    }
+    config = folder / "deployment.yaml"
+    config.write_text(yaml.safe_dump(deployment))
+    arguments = ("--config", str(config), "--port", "0", "--metrics-port", "0")
+    with (
+        server("services.records", *arguments) as (address, _),
+        neuropil.connect(records=address, timeout=20) as connected,
+    ):
+        yield connected
+
+
+def stored(kind: str, layer: int, index: int) -> dict[str, object]:
+    content: dict[str, object] = json.loads(
+        (DEMO / "records" / kind / str(layer) / f"{index}.json").read_bytes()
+    )
+    return content
+
+
+def test_datasets(client: neuropil.Client) -> None:
+    found = [(each.short_name, each.derived_scalar_type_name) for each in client.records.datasets()]
+    assert found == [
+        ("demo", "mlp_post_act"),
+        ("demo", "attn_write_norm"),
+        ("many", "mlp_post_act"),
+    ]
+
+
+def test_components_are_listed_over_all_pages(client: neuropil.Client) -> None:
+    assert list(client.records.components("demo", "mlp_post_act", 2)) == list(range(256))
+    # More than one page of the service's own size.
+    assert list(client.records.components("many", "mlp_post_act", 0)) == list(range(2500))
+    with pytest.raises(neuropil.NeuropilError, match="no layer 9"):
+        list(client.records.components("demo", "mlp_post_act", 9))
+
+
+def test_a_record_by_token_is_split_into_its_sequences(client: neuropil.Client) -> None:
+    record = client.records.token_record(
+        "mlp_post_act", 1, NEURON, ["demo"], quantiles=True, moments=True
+    )
+    file = stored("mlp", 1, NEURON)
+    for sequences, name in (
+        (record.top, "most_positive_activation_records"),
+        (record.random, "random_sample"),
+    ):
+        written = file[name]
+        assert isinstance(written, list)
+        assert [each.tokens for each in sequences] == [each["tokens"] for each in written]
+        for sequence, each in zip(sequences, written, strict=True):
+            np.testing.assert_allclose(sequence.activations, each["activations"], rtol=1e-6)
+            assert sequence.normalized_activations.shape == sequence.activations.shape
+            assert sequence.normalized_activations.min() >= 0
+            assert sequence.normalized_activations.max() <= 1
+    assert record.max_activation == max(each.activations.max() for each in record.top)
+    assert [len(each) for each in record.quantiles] == [
+        len(each)
+        for each in file["random_sample_by_quantile"]  # type: ignore[attr-defined]
+    ]
+    assert record.quantile_boundaries == file["quantile_boundaries"]
+    assert record.moments == {
+        name: file[name] for name in ("mean", "variance", "skewness", "kurtosis")
+    }
+
+
+def test_a_record_by_token_pair_gives_matrices(client: neuropil.Client) -> None:
+    record = client.records.token_pair_record("attn_write_norm", 1, 2, ["demo"])
+    written = stored("attn", 1, 2)["most_positive_activation_records"]
+    assert isinstance(written, list)
+    assert [each.tokens for each in record.top] == [each["tokens"] for each in written]
+    for sequence, each in zip(record.top, written, strict=True):
+        matrix = sequence.matrix()
+        assert matrix.shape == (len(sequence.tokens),) * 2
+        assert np.isnan(matrix[np.triu_indices(len(matrix), 1)]).all()
+        rows = [
+            row[: min(position + 1, sequence.attended_to_cap)]
+            for position, row in enumerate(matrix)
+        ]
+        np.testing.assert_allclose(np.concatenate(rows), each["activations"], rtol=1e-6)
+
+
+def test_explanations_that_are_missing_are_told_of(client: neuropil.Client) -> None:
+    with pytest.warns(neuropil.PartialAnswerWarning, match=f"again.*{NEURON}.jsonl"):
+        found = client.records.explanations("mlp_post_act", 1, NEURON, dataset="demo")
+    assert found
+    assert {each.dataset_name for each in found} == {"explanations"}
+    (line,) = EXPLAINED.read_text().splitlines()
+    assert [each.text for each in found] == [
+        each["explanation"] for each in json.loads(line)["scored_explanations"]
+    ]
+
+
+def test_a_whole_answer_warns_of_nothing(client: neuropil.Client) -> None:
+    other = next(
+        path
+        for path in sorted((DEMO / "explanations" / "2").glob("*.jsonl"))
+        if path.name != EXPLAINED.name
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = client.records.explanations("mlp_post_act", 2, int(other.stem), dataset="demo")
+    assert {each.dataset_name for each in found} == {"explanations", "again"}
