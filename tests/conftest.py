@@ -40,6 +40,15 @@ def chromium() -> str:
     return str(found)
 
 
+@pytest.fixture(scope="session")
+def npm() -> str:
+    """Path of Node.js's package manager."""
+    found = shutil.which("npm")
+    if found is None or shutil.which("node") is None:
+        leave_out("NO NODE.JS: install nodejs and npm to test the contract from JavaScript")
+    return str(found)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs torch, so that it can be left out where torch isn't installed."""
     for item in items:

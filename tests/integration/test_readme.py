@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -76,23 +75,40 @@ def test_the_curl_example_runs(running: dict[str, str]) -> None:
     assert answer["maxActivation"] > 0
 
 
-def test_stubs_for_another_language_can_be_generated(tmp_path: Path) -> None:
-    # The Go plugins are not part of this project; the include paths and files are what is shown.
+def test_the_javascript_example_runs(running: dict[str, str], npm: str, tmp_path: Path) -> None:
+    (example,) = examples("README.md", "js")
+    assert "127.0.0.1:50051" in example
+    install = [npm, "install", "--silent", "--no-audit", "--no-fund"]
+    packages = re.findall(r"npm install ([^`]+)`", (REPOSITORY / "README.md").read_text())
+    subprocess.run([*install, *packages[0].split()], cwd=tmp_path, check=True, timeout=120)
+    script = tmp_path / "example.js"
+    script.write_text(example.replace("127.0.0.1:50051", running["records"]))
+    (tmp_path / "protos").symlink_to(REPOSITORY / "protos")
+    done = subprocess.run(
+        ["node", str(script)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Demo - MLP neurons" in done.stdout
+
+
+def test_stubs_of_all_protos_can_be_generated(tmp_path: Path) -> None:
     protos = sorted(
-        str(path.relative_to(REPOSITORY / "protos"))
-        for path in (REPOSITORY / "protos" / "neuropil").rglob("*.proto")
+        str(path.relative_to(root))
+        for root in (REPOSITORY / "protos", REPOSITORY / "protos" / "third_party")
+        for path in root.rglob("*.proto")
+        if root.name == "third_party" or "third_party" not in path.parts
     )
     include = ["-I", "protos", "-I", "protos/third_party"]
-    out = f"--descriptor_set_out={tmp_path / 'set'}"
+    out = [f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
     done = subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", *include, out, *protos],
+        [sys.executable, "-m", "grpc_tools.protoc", *include, *out, *protos],
         cwd=REPOSITORY,
-        env=os.environ,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("*_pb2.py"))) == len(protos)
 
 
 def test_every_link_leads_somewhere() -> None:

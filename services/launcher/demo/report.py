@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ def render(result: DemoResult) -> str:
         neurons=result.neurons,
         scored=result.scored,
         steps=result.seconds,
+        made=datetime.now(UTC).strftime("%Y-%m-%d"),
+        explained=len({(neuron.layer_index, neuron.index) for neuron in result.neurons}),
         total_seconds=sum(result.seconds.values()),
         top=[_sequence(each) for each in result.record.top[:SHOWN_SEQUENCES]],
         compared=_compared(best.sequences),
@@ -208,12 +211,14 @@ def _own(result: DemoResult) -> dict[str, Any] | None:
     if own is None:
         return None
     largest = _largest(map(abs, own.effects))
+    tokens = [
+        _heat_token(token, value, abs(value) / largest if largest else 0.0)
+        for token, value in zip(own.tokens, own.effects, strict=True)
+    ]
     return {
         "target": visible(own.target),
-        "tokens": [
-            _heat_token(token, value, abs(value) / largest if largest else 0.0)
-            for token, value in zip(own.tokens, own.effects, strict=True)
-        ],
+        "tokens": tokens,
+        "strongest": max(tokens, key=lambda token: token.share),
     }
 
 
