@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -91,11 +92,12 @@ class Cache(_Section):
     ttl_seconds: Count = 86_400
     memory_megabytes: Count = 256
 
-    @model_validator(mode="after")
-    def _check_url(self) -> Self:
-        if self.url is not None and not re.match(r"^(redis|rediss|unix)://", self.url):
-            raise ValueError("url must start with redis://, rediss:// or unix://")
-        return self
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"^(redis|rediss|unix)://", url):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
 
 
 class Autoencoder(_Section):
@@ -326,6 +328,12 @@ def _explain(error: ValidationError) -> ConfigurationError:
         message = "is needed and missing"
     elif kind == "value_error":
         message = str(first.get("ctx", {}).get("error", first["msg"]))
+    elif kind == "tuple_type":
+        message = f"a list is needed, not {first['input']!r:.80}"
+    elif kind in {"model_type", "model_attributes_type", "dict_type"}:
+        message = f"a mapping of keys to values is needed, not {first['input']!r:.80}"
+    elif kind == "string_pattern_mismatch":
+        message = f"{first['input']!r:.80} must match {first['ctx']['pattern']}"
     else:
         message = f"{first['msg']}, not {first['input']!r:.80}"
     return ConfigurationError(key, message)

@@ -72,7 +72,8 @@ def test_the_environment_wins_key_by_key(tmp_path: Path, monkeypatch: pytest.Mon
         ("limits: {default_deadline_seconds: .inf}", "limits.default_deadline_seconds"),
         ("metrics: {port: 70000}", "metrics.port"),
         ("services: {records: nowhere}", "services.records"),
-        ("cache: {url: 'http://x'}", "cache"),
+        ("cache: {url: 'http://x'}", "cache.url"),
+        ("cache: 3", "cache"),
         ("datasets: [{short_name: a}]", "datasets[0].derived_scalar_type"),
         ("datasets: 3", "datasets"),
         ("model: {name: x}", "model.path"),
@@ -91,6 +92,8 @@ def test_the_environment_wins_key_by_key(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_wrong_is_refused_with_its_key(tmp_path: Path, text: str, key: str) -> None:
     error = refusal(tmp_path, text)
     assert error.key == key
+    assert "instance of" not in error.message
+    assert "tuple" not in error.message
     assert str(error).startswith(key)
 
 
