@@ -46,8 +46,6 @@ _REASONS = {
     UndefinedReason.UNDEFINED_CONSTANT_ACTIVATIONS: v1.UNDEFINED_REASON_CONSTANT_ACTIVATIONS,
     UndefinedReason.UNDEFINED_NON_FINITE_INPUT: v1.UNDEFINED_REASON_NON_FINITE_INPUT,
     UndefinedReason.UNDEFINED_ZERO_ACTIVATIONS: v1.UNDEFINED_REASON_ZERO_ACTIVATIONS,
-    # The contract has no word for a score that no double holds; the nearest is the infinity
-    # that it would be.
     UndefinedReason.UNDEFINED_OVERFLOW: v1.UNDEFINED_REASON_OUT_OF_RANGE,
 }
 

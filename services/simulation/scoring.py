@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ async def score_explanation(
                 yield ScoringProgress(done, total, "simulate_calibration")
         _total_report(fitted_on).require(task.min_coverage)
         yield ScoringProgress(done, total, "fit")
-    calibration, fitted_tokens = _fit(kind, fitted_on, calibration_set)
+    # Hundreds of thousands of tokens take a while, in which others should be answered.
+    calibration, fitted_tokens = await asyncio.to_thread(_fit, kind, fitted_on, calibration_set)
 
     yield ScoringProgress(done, total, "simulate")
     results: list[SimulatedSequence] = []
@@ -127,11 +129,25 @@ async def score_explanation(
     _total_report(results).require(task.min_coverage)
     yield ScoringProgress(done, total, "score")
 
+    yield await asyncio.to_thread(
+        _scored, task, simulator, fitted_on, calibration, fitted_tokens, results
+    )
+
+
+def _scored(
+    task: ScoringTask,
+    simulator: Simulator,
+    fitted_on: Sequence[SimulatedSequence],
+    calibration: Calibration,
+    fitted_tokens: int,
+    results: Sequence[SimulatedSequence],
+) -> ScoredExplanation:
+    split = task.split
     raw = tuple(result.simulation() for result in results)
     simulations = tuple(calibrated(simulation, calibration) for simulation in raw)
     true, expected, lengths = _comparable(split.scored, simulations)
     _, uncalibrated, _ = _comparable(split.scored, raw)
-    yield ScoredExplanation(
+    return ScoredExplanation(
         explanation=task.explanation,
         simulations=simulations,
         reports=tuple(result.report for result in results),
