@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -104,7 +105,9 @@ class RecordReaderService:
         results, folder = await self._reader.simulation_results(
             component_of(request.component), request.explanation_dataset
         )
-        for message in result_messages(results, folder):
+        messages = result_messages(results, folder)
+        # An explanation may hold thousands of sequences: others are answered meanwhile.
+        while (message := await asyncio.to_thread(next, messages, None)) is not None:
             yield message
 
     async def PutExplanation(
@@ -113,10 +116,10 @@ class RecordReaderService:
         """Store an explanation; from then on it is listed."""
         component = component_of(request.component)
         folder = self._reader.registry.explanation_folder(request.explanation_dataset)
-        scored = ScoredExplanation(
-            request.explanation,
-            stored_simulation(request.scored_simulation, "scored_simulation"),
+        simulation = await asyncio.to_thread(
+            stored_simulation, request.scored_simulation, "scored_simulation"
         )
+        scored = ScoredExplanation(request.explanation, simulation)
         replaced = await self._writer.put(component, folder, scored)
         await self._reader.forget_explanations(component, folder)
         return v1.PutExplanationResponse(replaced=replaced)
