@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuropil.common import v1 as common
+from neuropil.names import ACTIVATION_SCALES
 from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array, to_tensor
@@ -28,17 +29,6 @@ from shared.formats.simulations import (
     SequenceSimulation,
     finite_or_none,
 )
-
-_SCALES = {
-    ActivationScale.NEURON_ACTIVATIONS: simulation.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
-    ActivationScale.SIMULATED_NORMALIZED_ACTIVATIONS: (
-        simulation.ACTIVATION_SCALE_SIMULATED_NORMALIZED_ACTIVATIONS
-    ),
-    ActivationScale.HUMAN_PREDICTED_ACTIVATIONS: (
-        simulation.ACTIVATION_SCALE_HUMAN_PREDICTED_ACTIVATIONS
-    ),
-}
-_SCALE_OF_VALUE = {int(value): scale for scale, value in _SCALES.items()}
 
 
 def result_messages(
@@ -103,7 +93,7 @@ def _sequence_simulation(stored: SequenceSimulation) -> simulation.SequenceSimul
     return simulation.SequenceSimulation(
         tokens=stored.tokens,
         expected_activations=to_tensor(_array(stored.expected_activations)),
-        activation_scale=_SCALES[stored.activation_scale],
+        activation_scale=ACTIVATION_SCALES.value(stored.activation_scale),
         distribution_probabilities=_table(stored.distribution_probabilities),
         distribution_values=_values(stored.distribution_values),
         uncalibrated_expected_activations=(
@@ -171,8 +161,8 @@ def _stored_sequence_simulation(
     message: simulation.SequenceSimulation, field: str
 ) -> SequenceSimulation:
     tokens = list(message.tokens)
-    scale = _SCALE_OF_VALUE.get(message.activation_scale)
-    if scale is None:
+    scale = ACTIVATION_SCALES.name(message.activation_scale)
+    if not scale:
         raise InvalidArgument(
             f"{field}.activation_scale is not set.", field=f"{field}.activation_scale"
         )
@@ -201,7 +191,7 @@ def _stored_sequence_simulation(
         expected_activations=_per_token(
             message.expected_activations, len(tokens), f"{field}.expected_activations"
         ),
-        activation_scale=scale,
+        activation_scale=ActivationScale(scale),
         distribution_values=_rows(
             message.distribution_values, len(tokens), f"{field}.distribution_values"
         ),

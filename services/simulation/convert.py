@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import neuropil
 from neuropil.common import v1 as common
+from neuropil.names import ACTIVATION_SCALES
 from neuropil.simulation import v1
 from neuropil.tensors import to_array, to_tensor
 from services.simulation.calibration import (
@@ -25,19 +26,11 @@ from services.simulation.scoring import Provenance, ScoredExplanation, ScoringPr
 from services.simulation.sequence_simulation import SequenceSimulation
 from services.simulation.simulators.interface import SimulationCost, ValidityReport
 from shared.errors import Unimplemented
-from shared.formats.simulations import ActivationScale
 
 _KINDS = {
     v1.CALIBRATION_KIND_NONE: CalibrationKind.NONE,
     v1.CALIBRATION_KIND_LINEAR: CalibrationKind.LINEAR,
     v1.CALIBRATION_KIND_PERCENTILE: CalibrationKind.PERCENTILE,
-}
-_SCALES = {
-    ActivationScale.NEURON_ACTIVATIONS: v1.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
-    ActivationScale.SIMULATED_NORMALIZED_ACTIVATIONS: (
-        v1.ACTIVATION_SCALE_SIMULATED_NORMALIZED_ACTIVATIONS
-    ),
-    ActivationScale.HUMAN_PREDICTED_ACTIVATIONS: v1.ACTIVATION_SCALE_HUMAN_PREDICTED_ACTIVATIONS,
 }
 _REASONS = {
     UndefinedReason.UNDEFINED_EMPTY: v1.UNDEFINED_REASON_EMPTY,
@@ -173,7 +166,7 @@ def simulation_message(
     return v1.SequenceSimulation(
         tokens=simulation.tokens,
         expected_activations=to_tensor(simulation.expected_activations),
-        activation_scale=_SCALES[simulation.activation_scale],
+        activation_scale=ACTIVATION_SCALES.value(simulation.activation_scale),
         distribution_probabilities=to_tensor(
             simulation.distribution_probabilities.astype(np.float32)
         ),

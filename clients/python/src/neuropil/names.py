@@ -15,7 +15,7 @@ from neuropil.common.v1.component_pb2 import (
 from neuropil.common.v1.derived_scalar_type_pb2 import DerivedScalarType
 from neuropil.scalars.v1.inference_pb2 import LossKind
 from neuropil.scalars.v1.scalars_service_pb2 import GroupId
-from neuropil.simulation.v1.simulation_pb2 import CalibrationKind
+from neuropil.simulation.v1.simulation_pb2 import ActivationScale, CalibrationKind
 
 _DOTTED = (
     "resid.post_emb",
@@ -101,6 +101,8 @@ GROUP_IDS = EnumNames(GroupId, "GROUP_ID_", "group")
 """For example ``write_norm``."""
 CALIBRATION_KINDS = EnumNames(CalibrationKind, "CALIBRATION_KIND_", "calibration kind")
 """``none``, ``linear``, ``percentile``, ``isotonic``."""
+ACTIVATION_SCALES = EnumNames(ActivationScale, "ACTIVATION_SCALE_", "activation scale")
+"""For example ``neuron_activations``."""
 
 
 def component_id(
