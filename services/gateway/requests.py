@@ -9,6 +9,7 @@ raised as `IMPOSSIBLE`, with 400.
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -44,15 +45,15 @@ IMPOSSIBLE = "impossible"
 
 _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
+_NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*", re.ASCII)
+_MISFIT = "int_parsing"
 
 
 def _refuse_fraction(value: Any) -> Any:
-    number = value
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
+    # pydantic would read true as 1, and "1_0" as 10.
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        raise PydanticCustomError(_MISFIT, "must be a whole number")
+    number = float(value) if isinstance(value, str) else value
     if isinstance(number, float) and not (math.isfinite(number) and number.is_integer()):
         raise PydanticCustomError(IMPOSSIBLE, "must be a whole number")
     return int(number) if isinstance(value, float) else value
@@ -97,10 +98,11 @@ def _check_index_or_all(value: Any, handler: ValidatorFunctionWrapHandler) -> An
     # As a plain union it would be two problems, of which one is always a misfit.
     if value == "All":
         return value
-    whole = _refuse_fraction(value)
     try:
-        number = _INTEGERS.validate_python(whole)
-    except ValidationError:
+        number = _INTEGERS.validate_python(_refuse_fraction(value))
+    except (ValidationError, PydanticCustomError) as error:
+        if isinstance(error, PydanticCustomError) and error.type == IMPOSSIBLE:
+            raise
         raise PydanticCustomError("index", 'must be an index or "All"') from None
     return _refuse_negative(_refuse_huge(number))
 

@@ -231,7 +231,7 @@ def test_an_unknown_variable_is_named(launch: Launch, config: Path) -> None:
 def test_open_services_listen_on_loopback_only(launch: Launch, config: Path, host: str) -> None:
     for command in (["up"], ["serve", "records"]):
         words = refused(launch, *command, "--config", str(config), "--host", host)
-        assert words.startswith(f"--host: {host!r} is no loopback address")
+        assert words.startswith(f"--host: {host!r} is no IPv4 loopback address")
 
 
 @pytest.mark.parametrize(

@@ -350,5 +350,5 @@ def test_a_service_that_asks_for_no_token_listens_on_loopback_only(
         [*command, "--host", "0.0.0.0", "--port", "0"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "is no loopback address" in done.stderr
+    assert "is no IPv4 loopback address" in done.stderr
     assert len(done.stderr.splitlines()) == 1

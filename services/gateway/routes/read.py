@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from fastapi import APIRouter
@@ -42,6 +43,7 @@ VIEWER_SCALAR_TYPES = frozenset(
 """What the viewer knows; any other one blanks its welcome page."""
 
 _MAX_PARTIAL_HEADER = 4096
+"""Characters; names beyond them are left out, and dots say so."""
 
 router = APIRouter(tags=["read"], responses=PROBLEMS)
 
@@ -69,9 +71,19 @@ async def existing_explanations(body: ExistingExplanationsRequest, gateway: TheG
         }
         for each in found.explanations
     ]
-    failed = ",".join(quote(each.dataset, safe="/:") for each in found.failures)
-    headers = {PARTIAL_HEADER: failed[:_MAX_PARTIAL_HEADER]} if found.failures else {}
+    headers = {PARTIAL_HEADER: _partial(found.failures)} if found.failures else {}
     return json_answer(answer, headers)
+
+
+def _partial(failures: Iterable[v1.Failure]) -> str:
+    names = ""
+    for failure in failures:
+        name = quote(failure.dataset, safe="/:")
+        longer = f"{names},{name}" if names else name
+        if len(longer) > _MAX_PARTIAL_HEADER:
+            return f"{names},..." if names else "..."
+        names = longer
+    return names
 
 
 @router.post("/neuron_record", response_model=NeuronRecordResponse)
