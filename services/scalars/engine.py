@@ -160,6 +160,8 @@ class Engine:
                 queued = self._waiting.popleft()
             if not queued.abandoned.is_set():
                 self._execute(queued)
+            # While the queue is empty nothing else would let go of the result.
+            del queued
 
     def _execute(self, queued: _Queued) -> None:
         def check() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from prometheus_client import REGISTRY
@@ -90,6 +92,15 @@ async def test_results_and_errors_come_back(engine: Engine, prepared: PreparedIn
     with pytest.raises(ZeroDivisionError, match="a defect"):
         await engine.run(Job(prepared, [CAPTURE], fail))
     assert await engine.run(Job(prepared, [CAPTURE], shape)) == (len(prepared.tokens), 40)
+
+
+async def test_a_result_is_not_kept_by_an_idle_worker(
+    engine: Engine, prepared: PreparedInference
+) -> None:
+    result = await engine.run(Job(prepared, (), lambda run, check: np.zeros(3)))
+    kept = weakref.ref(result)
+    del result
+    await until(lambda: kept() is None)
 
 
 async def test_work_is_done_elsewhere_and_one_at_a_time(
