@@ -22,6 +22,6 @@ def check_host(host: str) -> None:
         pass
     raise ConfigurationError(
         "--host",
-        f"{host!r} is no IPv4 loopback address such as 127.0.0.1; without auth.tokens_file the services"
-        " are open, on loopback only",
+        f"{host!r} is no IPv4 loopback address such as 127.0.0.1; without auth.tokens_file the"
+        " services are open, on loopback only",
     )
