@@ -181,7 +181,7 @@ def test_killed_it_resumes_and_ends_with_the_same_records(
 
 def test_interrupted_it_says_how_to_go_on(scalars: str, corpus: Path, tmp_path: Path) -> None:
     endless = tmp_path / "endless.jsonl"
-    endless.write_text(corpus.read_text(encoding="utf-8") * 100, encoding="utf-8")
+    endless.write_text(corpus.read_text(encoding="utf-8") * 10, encoding="utf-8")
     process = subprocess.Popen(
         collate_command(scalars, endless, tmp_path / "out"),
         cwd=REPOSITORY,
