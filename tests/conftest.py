@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 REQUIRE_ALL = os.environ.get("NEUROPIL_REQUIRE_ALL_TESTS") == "1"
 """Whether a test that the machine does not allow fails, as it must in continuous integration."""
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt the programs that they start.
+
+    A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def leave_out(reason: str) -> None:
