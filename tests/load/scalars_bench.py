@@ -122,11 +122,11 @@ def _calls(
         "act_times_grad": ["mlp_act_times_grad", "unflattened_attn_act_times_grad"],
     }
 
-    def component(scalar_type: str, with_loss: neuropil.Loss | None) -> object:
+    def component(scalar_type: str, layer: int, with_loss: neuropil.Loss | None = None) -> object:
         inference = v1.InferenceSpec(
             prompt=prompt, loss=None if with_loss is None else with_loss.message()
         )
-        spec = v1.ComponentSpec(component=component_id(scalar_type, last_layer, 3))
+        spec = v1.ComponentSpec(component=component_id(scalar_type, layer, 3))
         request = v1.DeriveComponentRequest(inference=inference, spec=spec)
         return client.scalars.stub.DeriveComponent(request)
 
@@ -134,12 +134,12 @@ def _calls(
         (
             "activation of one neuron of the last layer",
             "F",
-            lambda: component("mlp_post_act", None),
+            lambda: component("mlp_post_act", last_layer),
         ),
         (
-            "the same times its gradient, with a loss",
+            "activation times gradient of one neuron of the first layer, with a loss",
             "FB",
-            lambda: component("mlp_act_times_grad", loss),
+            lambda: component("mlp_act_times_grad", 0, loss),
         ),
         (
             "strongest nodes of two groups, with a loss",
