@@ -88,6 +88,21 @@ def _refuse_surrogates(value: str) -> str:
     return value
 
 
+def _at_most(limit: int) -> BeforeValidator:
+    """Refuse a list over the contract's limit before its items are looked at, one by one."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and len(value) > limit:
+            raise PydanticCustomError(
+                IMPOSSIBLE,
+                "must hold at most {limit} items, not {length}",
+                {"limit": limit, "length": len(value)},
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
 Integer = Annotated[int, BeforeValidator(_refuse_fraction), AfterValidator(_refuse_huge)]
 Index = Annotated[Integer, AfterValidator(_refuse_negative)]
 Count = Annotated[Integer, AfterValidator(_refuse_large), AfterValidator(_refuse_negative)]
@@ -133,7 +148,7 @@ class NodeIdAndDatasets(ComponentId):
     sequences.
     """
 
-    datasets: list[Text]
+    datasets: Annotated[list[Text], _at_most(64)]
     include_quantile_samples: bool = False
     include_moments: bool = False
 
@@ -141,14 +156,14 @@ class NodeIdAndDatasets(ComponentId):
 class ExistingExplanationsRequest(ComponentId):
     """Exactly one of the two says where to look."""
 
-    explanation_datasets: list[Text]
+    explanation_datasets: Annotated[list[Text], _at_most(64)]
     neuron_dataset: Text | None = None
 
 
 class ScoreRequest(ComponentId):
     """An explanation to score against a component's record."""
 
-    datasets: list[Text]
+    datasets: Annotated[list[Text], _at_most(64)]
     explanation: Text
     max_sequences: Count | None = None
 
@@ -157,7 +172,7 @@ class MirroredActivationIndex(Body):
     """An activation, or a slice of activations, by place."""
 
     activation_location_type: ActivationLocationType
-    tensor_indices: list[IndexOrAll]
+    tensor_indices: Annotated[list[IndexOrAll], _at_most(4)]
     layer_index: Index | None = None
     pass_type: PassType
 
@@ -166,7 +181,7 @@ class MirroredNodeIndex(Body):
     """A node; a null index means all of the dimension."""
 
     node_type: NodeType
-    tensor_indices: list[Index | None]
+    tensor_indices: Annotated[list[Index | None], _at_most(4)]
     layer_index: Index | None = None
     pass_type: PassType
 
@@ -182,8 +197,8 @@ class LossFnConfig(Body):
     """What the backward pass starts from."""
 
     name: LossFnName
-    target_tokens: list[Text] | None = None
-    distractor_tokens: list[Text] | None = None
+    target_tokens: Annotated[list[Text], _at_most(1000)] | None = None
+    distractor_tokens: Annotated[list[Text], _at_most(1000)] | None = None
 
 
 class MirroredTraceConfig(Body):
@@ -200,7 +215,7 @@ class InferenceRequestSpec(Body):
     """What to run on the model."""
 
     prompt: Text
-    ablation_specs: list[AblationSpec] | None = None
+    ablation_specs: Annotated[list[AblationSpec], _at_most(1000)] | None = None
     loss_fn_config: LossFnConfig | None = None
     trace_config: MirroredTraceConfig | None = None
     activation_index_for_within_layer_grad: MirroredActivationIndex | None = None
@@ -254,7 +269,7 @@ class MultipleTopKDerivedScalarsRequestSpec(Body):
     spec_type: Literal["multiple_top_k_derived_scalars_request_spec"] = (
         "multiple_top_k_derived_scalars_request_spec"
     )
-    dst_list_by_group_id: dict[GroupId, list[DerivedScalarType]]
+    dst_list_by_group_id: dict[GroupId, Annotated[list[DerivedScalarType], _at_most(16)]]
     token_index: Integer | None = None
     top_and_bottom_k: Count | None = None
     pass_type: PassType = PassType("forward")

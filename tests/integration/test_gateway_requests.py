@@ -187,6 +187,7 @@ async def test_what_else_of_a_record_is_asked_for(
         ({"activationIndex": 1e300}, 400, "activationIndex"),
         ({"datasets": []}, 400, "datasets"),
         ({"datasets": ["a"] * 65}, 400, "datasets"),
+        ({"datasets": [{}] * 100_000}, 400, "datasets"),
         ({"datasets": ["a" * 5000]}, 400, "datasets[0]"),
         ({"datasets": ["\ud800"]}, 400, "datasets[0]"),
     ],
