@@ -83,6 +83,11 @@ def translated() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error) from None
+    except ValueError as error:
+        # What grpc raises instead of an RpcError; it has no type of its own.
+        if "closed channel" in str(error):
+            raise NeuropilError("CANCELLED", "the client is closed") from None
+        raise
 
 
 @asynccontextmanager
