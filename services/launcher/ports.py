@@ -14,6 +14,27 @@ from shared.errors import ConfigurationError
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST = 10_000
 _ATTEMPTS = 200
+_SECONDS_TO_CONNECT = 5.0
+
+
+def check_reachable(host: str) -> None:
+    """Refuse a host that this machine can't connect to, as where its loopback interface is down.
+
+    Without it every service would start, and none be found.
+
+    Raises:
+        ConfigurationError: if a connection to a port of `host` can't be made.
+    """
+    try:
+        with socket.create_server((host, 0)) as server:
+            port = server.getsockname()[1]
+            socket.create_connection((host, port), timeout=_SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise ConfigurationError(
+            "--host",
+            f"this machine can't connect to itself at {host}: {error.strerror or error};"
+            " is its loopback interface up?",
+        ) from error
 
 
 def reserve_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:

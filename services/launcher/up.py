@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.launcher.failure import LauncherFailure
 from services.launcher.health import wait_until_answering, wait_until_serving
-from services.launcher.ports import reserve_ports
+from services.launcher.ports import check_reachable, reserve_ports
 from services.launcher.processes import ChildCommand, ChildFailed
 from services.launcher.supervision import Supervisor, supervised
 from shared.listening import check_host
@@ -63,6 +63,7 @@ async def running_deployment(
     """
     deployment = load_deployment(config)
     check_host(listening.host)
+    check_reachable(listening.host)
     ports = _reserve(deployment, listening)
     addresses = {
         name: f"{listening.host}:{port}" for name, port in ports.items() if name != "gateway"
