@@ -44,7 +44,7 @@ test-without-torch: ## The tests of records, gateway and client where torch is n
 	$(PYTHON) -m venv .venv-without-torch
 	.venv-without-torch/bin/pip install --quiet --constraint constraints.txt \
 	  --editable clients/python --editable '.[records,gateway,launcher,testing]'
-	.venv-without-torch/bin/python -m pytest $(TESTS) -m 'not torch'
+	.venv-without-torch/bin/python -m pytest $(TESTS) -m 'not torch' --ignore tests/contract
 
 .PHONY: lint
 lint: setup ## Check style, the contract's style, and that the contract breaks no client

@@ -14,6 +14,7 @@ from neuropil.common.v1.derived_scalar_type_pb2 import DerivedScalarType
 from neuropil.records import v1 as records
 from neuropil.scalars import v1 as scalars
 from neuropil.simulation import v1 as simulation
+from tests.conftest import leave_out
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUBS = REPOSITORY / "clients" / "python" / "src"
@@ -22,7 +23,7 @@ STUBS = REPOSITORY / "clients" / "python" / "src"
 def tool(name: str) -> str:
     path = Path(sys.executable).parent / name
     if not path.exists():
-        pytest.skip(f"{name} comes with the extra dev, which is not installed here")
+        leave_out(f"NO {name}: it comes with the extra dev")
     return str(path)
 
 

@@ -151,7 +151,8 @@ async def failure_of(call: Any) -> NeuropilError:
 async def test_a_reply_of_bytes_goes_to_the_wire_as_it_is(stub: Any) -> None:
     answer = await stub.ListDatasets(records.ListDatasetsRequest(), timeout=3)
     assert len(answer.datasets) == 1
-    assert 0 < float(answer.datasets[0].user_visible_name) <= 3
+    # gRPC rounds a deadline up to a unit of its own on the way.
+    assert 0 < float(answer.datasets[0].user_visible_name) < 4
 
 
 async def test_the_callers_request_id_is_kept_and_a_bad_one_replaced(stub: Any) -> None:
