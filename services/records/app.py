@@ -10,15 +10,15 @@ import structlog
 
 from neuropil.channel import MEBIBYTE
 from neuropil.records import v1
-from services.records.blobs import Blobs
-from services.records.cache import ReplyCache
+from services.records.caching.replies import ReplyCache
+from services.records.caching.shared_cache import SharedCache
 from services.records.convert import encoders
 from services.records.datasets import DatasetRegistry
-from services.records.folders import is_remote
 from services.records.reading import RecordReader
 from services.records.service import RecordReaderService
-from services.records.shared_cache import SharedCache
-from services.records.writing import ExplanationWriter
+from services.records.storage.blobs import Blobs
+from services.records.storage.folders import is_remote
+from services.records.storage.writing import ExplanationWriter
 from shared.rpc.server import RpcService
 from shared.settings import Deployment
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.records.folders import (
+from services.records.storage.folders import (
     Folder,
     canonical,
     canonical_of_configured,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.records.blobs import Blobs
 from services.records.components import Component
 from services.records.datasets import DatasetRegistry
-from services.records.folders import Folder
+from services.records.storage.blobs import Blobs
+from services.records.storage.folders import Folder
 from shared.errors import InvalidArgument, NeuropilError, NotFound
 from shared.formats.decoding import SimulationResults, decode_simulation_results
 

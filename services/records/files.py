@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
-from services.records.blobs import FileStore
-from services.records.folders import Folder
-from services.records.listing import ascending
+from services.records.storage.blobs import FileStore
+from services.records.storage.folders import Folder
+from services.records.storage.listing import ascending
 from shared.errors import NotFound
 from shared.formats.decoding import (
     SimulationResults,

@@ -10,14 +10,14 @@ from functools import partial
 from typing import TypeVar
 
 from services.records import explanations
-from services.records.blobs import Blobs
-from services.records.cache import ReplyCache
+from services.records.caching.replies import ReplyCache
 from services.records.components import Component, View
 from services.records.datasets import DatasetRegistry
 from services.records.explanations import Explanation, Failure, Sources
-from services.records.folders import Folder
 from services.records.loading import Record, token_pair_record, token_record
 from services.records.sequences import TokenPairSequences, TokenSequences
+from services.records.storage.blobs import Blobs
+from services.records.storage.folders import Folder
 from shared.errors import DataLoss, InvalidArgument, NeuropilError, NotFound, ResourceExhausted
 from shared.formats.decoding import SimulationResults
 

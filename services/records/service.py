@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from neuropil.records import v1
-from services.records import listing
 from services.records.convert import (
     batch_message,
     component_of,
@@ -15,10 +14,11 @@ from services.records.convert import (
     scalar_type_of,
     view_of,
 )
-from services.records.folders import Folder
 from services.records.reading import RecordReader
 from services.records.simulation_messages import result_messages, stored_simulation
-from services.records.writing import ExplanationWriter
+from services.records.storage import listing
+from services.records.storage.folders import Folder
+from services.records.storage.writing import ExplanationWriter
 from shared.errors import Unimplemented
 from shared.formats.simulations import ScoredExplanation
 from shared.rpc.interceptors.wrapping import Context

@@ -16,7 +16,7 @@ from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array, to_tensor
 from services.records.convert import explanation_message
 from services.records.explanations import explanations_of
-from services.records.folders import Folder
+from services.records.storage.folders import Folder
 from shared.errors import InvalidArgument
 from shared.formats.decoding import SimulationResults
 from shared.formats.simulations import (

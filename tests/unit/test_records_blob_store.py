@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import urllib3
 
-from services.records.blobs import FileStore
-from services.records.folders import Folder
+from services.records.storage.blobs import FileStore
+from services.records.storage.folders import Folder
 from shared.errors import ResourceExhausted, Unavailable
 
 BLOBS = {"/box/mlp/0/1.json": b"content", "/box/mlp/10/2.json": b"x" * 200}

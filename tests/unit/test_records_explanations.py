@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.records.blobs import Blobs
 from services.records.components import Component
 from services.records.datasets import DatasetRegistry
 from services.records.explanations import find_sources
+from services.records.storage.blobs import Blobs
 from shared.errors import InvalidArgument
 from shared.settings import Dataset
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.records.blobs import Blobs
-from services.records.folders import Folder
-from services.records.listing import components, layers, page
+from services.records.storage.blobs import Blobs
+from services.records.storage.folders import Folder
+from services.records.storage.listing import components, layers, page
 from shared.errors import InvalidArgument, NotFound
 
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.records.blobs import local_path
 from services.records.components import Component
 from services.records.explanations import decode
-from services.records.folders import Folder
+from services.records.storage.blobs import local_path
+from services.records.storage.folders import Folder
 from shared.errors import FailedPrecondition, Unimplemented
 from shared.formats.encoding import encode, merge_explanations, write_atomically
 from shared.formats.records import NeuronId

@@ -16,7 +16,7 @@ import structlog
 import urllib3
 
 from services.records.datasets import PATH_NOT_ALLOWED
-from services.records.folders import Folder, is_within
+from services.records.storage.folders import Folder, is_within
 from shared.errors import InvalidArgument, ResourceExhausted, Unavailable
 from shared.formats.decoding import corrupt
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
-from services.records.blobs import Blobs
-from services.records.folders import Folder
+from services.records.storage.blobs import Blobs
+from services.records.storage.folders import Folder
 from shared.errors import InvalidArgument, NotFound
 
 DEFAULT_PAGE_SIZE = 1000

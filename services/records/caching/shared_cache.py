@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from services.records.cache_metrics import CACHE_REQUESTS
+from services.records.caching.metrics import CACHE_REQUESTS
 
 TIMEOUT_SECONDS = 0.5
 MAX_CONNECTIONS = 64

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from cachetools import TLRUCache
 
-from services.records.cache_metrics import CACHE_REQUESTS
-from services.records.shared_cache import SharedCache
+from services.records.caching.metrics import CACHE_REQUESTS
+from services.records.caching.shared_cache import SharedCache
 
 MISSING_TTL_SECONDS = 5.0
 """How long it is remembered that there is nothing: files may appear at any time."""

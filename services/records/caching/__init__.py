@@ -1,0 +1,1 @@
+"""Serialized replies in memory, in front of a cache that replicas share."""

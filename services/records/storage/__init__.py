@@ -1,0 +1,1 @@
+"""Files of datasets on local disks and blob stores: reading, listing, writing."""
