@@ -9,16 +9,15 @@ from numpy.typing import NDArray
 
 from neuropil.common import v1 as common
 from neuropil.tensors import to_array, to_tensor
-
-_MARGIN = 1e-5
+from shared.normalization import largest_finite, normalized
 
 
 def normalize_by_maximum(scalars: NDArray[Any], maximum: float) -> NDArray[Any]:
     """clip(scalar, 0) / maximum; 0 where the maximum is not positive, NaN what is not finite."""
     if maximum <= 0:
         return np.where(np.isfinite(scalars), 0.0, np.nan)
-    normalized: NDArray[Any] = np.maximum(scalars, 0.0) / maximum
-    return normalized
+    shares: NDArray[Any] = np.maximum(scalars, 0.0) / maximum
+    return shares
 
 
 def normalize_with_record(
@@ -40,16 +39,6 @@ def normalize_with_record(
 
 
 def _normalized(values: common.Tensor, others: common.Tensor) -> common.Tensor:
-    series = to_array(values)
-    maximum = max(_largest(series), _largest(to_array(others)) if others.data else 0.0)
-    if maximum <= _MARGIN:
-        normalized = np.where(np.isfinite(series), 0.0, np.nan)
-    else:
-        normalized = np.clip(series / (maximum - _MARGIN), 0.0, 1.0)
-        normalized = np.where(np.isfinite(series), normalized, np.nan)
-    return to_tensor(normalized.astype(np.float32))
-
-
-def _largest(series: NDArray[Any]) -> float:
-    finite = series[np.isfinite(series)]
-    return float(finite.max(initial=0.0))
+    prompt = to_array(values)
+    scaling = [prompt, to_array(others)] if others.data else [prompt]
+    return to_tensor(normalized(prompt, largest_finite(scaling)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_MARGIN = 1e-5
+from shared.normalization import largest_finite, normalized
 
 Array = NDArray[np.float32]
 
@@ -62,10 +62,5 @@ def summarize(scalars: Array) -> TokenPairScalars:
 
 
 def normalize(values: Array) -> Array:
-    """clip(value / (M - 1e-5), 0, 1), M the largest finite value; 0 where M <= 1e-5."""
-    finite = np.isfinite(values)
-    largest = float(values.max(where=finite, initial=-np.inf))
-    if largest <= _MARGIN:
-        return np.where(finite, np.float32(0), np.float32(np.nan))
-    scaled = np.clip(np.where(finite, values, 0) / (largest - _MARGIN), 0, 1)
-    return np.where(finite, scaled, np.nan).astype(np.float32)
+    """`values` brought to 0..1 by their own largest finite one, as in `shared.normalization`."""
+    return normalized(values, largest_finite([values]))
