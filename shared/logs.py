@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from shared.rpc.context import request_id
+
 
 def configure_logs(service: str, *, level: str = "INFO") -> None:
     """Send this process's logs, also those of libraries, to standard error as JSON lines.
@@ -19,6 +21,7 @@ def configure_logs(service: str, *, level: str = "INFO") -> None:
     )
     common: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -45,3 +48,12 @@ def configure_logs(service: str, *, level: str = "INFO") -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def _add_request_id(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    # Looked up by what is logged, and not bound by every call: most calls log nothing.
+    if current := request_id():
+        event.setdefault("request_id", current)
+    return event

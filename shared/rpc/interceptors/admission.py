@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from shared.errors import ResourceExhausted
-from shared.rpc.interceptors.wrapping import Context, Interceptor
+from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
 
 
 class AdmissionInterceptor(Interceptor):
@@ -20,6 +20,25 @@ class AdmissionInterceptor(Interceptor):
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         """Count the call while it runs."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    def unary(self, method: str, behavior: Unary) -> Unary:
+        """The same for a unary method."""
+
+        async def call(request: Any, context: Context) -> Any:
+            self._enter()
+            try:
+                return await behavior(request, context)
+            finally:
+                self._running -= 1
+
+        return call
+
+    def _enter(self) -> None:
         if self._running >= self._limit:
             raise ResourceExhausted(
                 f"{self._limit} calls are running or waiting already",
@@ -28,7 +47,3 @@ class AdmissionInterceptor(Interceptor):
                 retry_after_seconds=1.0,
             )
         self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1

@@ -12,7 +12,7 @@ import grpc.aio
 from shared.errors import DeadlineExceeded
 from shared.rpc.context import enter_deadline
 from shared.rpc.interceptors.errors import abort
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Stream
+from shared.rpc.interceptors.wrapping import Context, Interceptor, Stream, Unary
 
 _SECONDS_TO_SEND = 0.1
 
@@ -35,6 +35,21 @@ class DeadlineInterceptor(Interceptor):
             if not timeout.expired():
                 raise
             raise _exceeded(seconds) from error
+
+    def unary(self, method: str, behavior: Unary) -> Unary:
+        """The same for a unary method."""
+
+        async def call(request: Any, context: Context) -> Any:
+            seconds = self._enter(context)
+            try:
+                async with asyncio.timeout(seconds) as timeout:
+                    return await behavior(request, context)
+            except TimeoutError as error:
+                if not timeout.expired():
+                    raise
+                raise _exceeded(seconds) from error
+
+        return call
 
     async def stream(
         self, method: str, behavior: Stream, request: Any, context: Context

@@ -12,7 +12,7 @@ import structlog
 
 from neuropil.errors import NeuropilError as ClientError
 from shared.errors import NeuropilError
-from shared.rpc.interceptors.wrapping import Context, Interceptor
+from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
 from shared.rpc.status import from_client_error, to_status
 
 INTERNAL_TEXT = "internal error; the server's log has more under this request id"
@@ -28,19 +28,35 @@ class ErrorInterceptor(Interceptor):
         """End the call with the status of what it raises."""
         try:
             yield
-        except NeuropilError as error:
-            await abort(context, error)
-        except ClientError as error:
-            passed_on = from_client_error(error)
-            if passed_on is None:
-                _log.exception("dependency_failed", method=method, code=error.code)
-                passed_on = NeuropilError(INTERNAL_TEXT)
-            await abort(context, passed_on)
-        except grpc.aio.AbortError:
-            raise
-        except Exception:  # noqa: BLE001 - the last line of defence: nothing else may escape
-            _log.exception("unexpected_error", method=method)
-            await abort(context, NeuropilError(INTERNAL_TEXT))
+        except Exception as error:  # noqa: BLE001 - the last line of defence: nothing may escape
+            await _answer(error, method, context)
+
+    def unary(self, method: str, behavior: Unary) -> Unary:
+        """The same for a unary method."""
+
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                return await behavior(request, context)
+            except Exception as error:  # noqa: BLE001 - as above
+                await _answer(error, method, context)
+
+        return call
+
+
+async def _answer(error: Exception, method: str, context: Context) -> None:
+    """End the call with the status of what it raised; raises what ends its method."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    known: NeuropilError | None = None
+    if isinstance(error, NeuropilError):
+        known = error
+    elif isinstance(error, ClientError):
+        known = from_client_error(error)
+        if known is None:
+            _log.error("dependency_failed", method=method, code=error.code, exc_info=error)
+    else:
+        _log.error("unexpected_error", method=method, exc_info=error)
+    await abort(context, known or NeuropilError(INTERNAL_TEXT))
 
 
 async def abort(context: Context, error: NeuropilError) -> None:

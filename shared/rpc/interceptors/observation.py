@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ import structlog
 from prometheus_client import Gauge, Histogram
 
 from shared.metrics import SECONDS_BUCKETS
-from shared.rpc.interceptors.wrapping import Context, Interceptor
+from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
 
 _SECONDS = Histogram(
     "neuropil_rpc_seconds",
@@ -32,26 +33,64 @@ class ObservationInterceptor(Interceptor):
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         """Time the call, and log how it ended."""
-        service, name = method.split("/")
-        running = _RUNNING.labels(service, name)
-        running.inc()
-        started = time.perf_counter()
-        code = "OK"
+        observed = _observed(method)
+        started = observed.start()
         try:
             yield
-        except (asyncio.CancelledError, GeneratorExit):
-            # Also how work is ended whose caller was told already, such as that its time is over.
-            code = _code_name(context) if context.code() else "CANCELLED"
+        except BaseException as error:
+            observed.end(started, _code_of(error, context))
             raise
-        except BaseException:
-            code = _code_name(context)
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            running.dec()
-            _SECONDS.labels(service, name, code).observe(seconds)
-            log = _log.debug if code == "OK" else _log.info
-            log("call", service=service, method=name, code=code, seconds=round(seconds, 6))
+        observed.end(started, "OK")
+
+    def unary(self, method: str, behavior: Unary) -> Unary:
+        """The same for a unary method."""
+        observed = _observed(method)
+
+        async def call(request: Any, context: Context) -> Any:
+            started = observed.start()
+            try:
+                reply = await behavior(request, context)
+            except BaseException as error:
+                observed.end(started, _code_of(error, context))
+                raise
+            observed.end(started, "OK")
+            return reply
+
+        return call
+
+
+class _Observed:
+    """Metrics and log of one method; looking its metrics up costs more than counting."""
+
+    def __init__(self, method: str) -> None:
+        self._service, self._name = method.split("/")
+        self._running = _RUNNING.labels(self._service, self._name)
+        self._seconds: dict[str, Histogram] = {}
+
+    def start(self) -> float:
+        self._running.inc()
+        return time.perf_counter()
+
+    def end(self, started: float, code: str) -> None:
+        seconds = time.perf_counter() - started
+        self._running.dec()
+        histogram = self._seconds.get(code)
+        if histogram is None:
+            histogram = _SECONDS.labels(self._service, self._name, code)
+            self._seconds[code] = histogram
+        histogram.observe(seconds)
+        log = _log.debug if code == "OK" else _log.info
+        log("call", service=self._service, method=self._name, code=code, seconds=round(seconds, 6))
+
+
+_observed = cache(_Observed)
+
+
+def _code_of(error: BaseException, context: Context) -> str:
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)) and not context.code():
+        # With a code: how work is ended whose caller was told already, as its time is over.
+        return "CANCELLED"
+    return _code_name(context)
 
 
 def _code_name(context: Context) -> str:

@@ -6,10 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import structlog
-
 from shared.rpc.context import REQUEST_ID_KEY, enter_request
-from shared.rpc.interceptors.wrapping import Context, Interceptor
+from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
 
 
 class RequestIdInterceptor(Interceptor):
@@ -17,8 +15,23 @@ class RequestIdInterceptor(Interceptor):
 
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
-        """Bind the id for the time of the call."""
-        sent = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
-        chosen = enter_request(sent if isinstance(sent, str) else "")
-        with structlog.contextvars.bound_contextvars(request_id=chosen):
-            yield
+        """Note the id for the time of the call; logs take it from there."""
+        _enter(context)
+        yield
+
+    def unary(self, method: str, behavior: Unary) -> Unary:
+        """The same for a unary method."""
+
+        async def call(request: Any, context: Context) -> Any:
+            _enter(context)
+            return await behavior(request, context)
+
+        return call
+
+
+def _enter(context: Context) -> None:
+    sent: str | bytes = ""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY:
+            sent = value
+    enter_request(sent if isinstance(sent, str) else "")

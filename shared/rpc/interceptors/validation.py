@@ -10,7 +10,7 @@ import protovalidate
 from protovalidate import Violation
 
 from shared.errors import InvalidArgument
-from shared.rpc.interceptors.wrapping import Context, Interceptor
+from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
 
 
 class ValidationInterceptor(Interceptor):
@@ -22,10 +22,22 @@ class ValidationInterceptor(Interceptor):
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         """Check the request before the call."""
+        self._check(request)
+        yield
+
+    def unary(self, method: str, behavior: Unary) -> Unary:
+        """The same for a unary method."""
+
+        async def call(request: Any, context: Context) -> Any:
+            self._check(request)
+            return await behavior(request, context)
+
+        return call
+
+    def _check(self, request: Any) -> None:
         violations = self._validator.collect_violations(request, fail_fast=True)
         if violations:
             raise _explain(violations[0])
-        yield
 
 
 def _explain(violation: Violation) -> InvalidArgument:
