@@ -48,7 +48,8 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
         max_reply_bytes=deployment.limits.message_megabytes * MEBIBYTE,
     )
     try:
-        yield [RpcService(SERVICE, RecordReaderService(reader, writer))]
+        service = RecordReaderService(reader, writer)
+        yield [RpcService(SERVICE, service, service.kept_replies)]
     finally:
         await reader.close()
         writer.close()

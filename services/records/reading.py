@@ -104,6 +104,18 @@ class RecordReader:
             )
         return await self._record(component, datasets, view)
 
+    def kept_record(self, key: str) -> bytes | None:
+        """The serialized record that `first_key` names, where it is in memory."""
+        return self._cache.peek(key)
+
+    def first_key(self, component: Component, datasets: Sequence[str], view: View) -> str:
+        """Under which key the caches keep the record of the dataset that is tried first.
+
+        Raises as `token_record` does for what is wrong with the datasets.
+        """
+        folders = self.registry.record_folders(datasets, component.derived_scalar_type).folders
+        return _record_key(component, folders[0], view)
+
     async def batch(
         self, components: Sequence[Component], datasets: Sequence[str], view: View
     ) -> AsyncGenerator[BatchItem, None]:

@@ -15,12 +15,14 @@ from services.records.convert import (
     view_of,
 )
 from services.records.reading import RecordReader
+from services.records.served_requests import ServedRequests
 from services.records.simulation_messages import result_messages, stored_simulation
 from services.records.storage import listing
 from services.records.storage.folders import Folder
 from services.records.storage.writing import ExplanationWriter
 from shared.errors import Unimplemented
 from shared.formats.simulations import ScoredExplanation
+from shared.rpc.interceptors.kept_replies import KeptReply
 from shared.rpc.interceptors.wrapping import Context
 
 
@@ -30,6 +32,16 @@ class RecordReaderService:
     def __init__(self, reader: RecordReader, writer: ExplanationWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._token_records = ServedRequests(reader)
+        self._token_pair_records = ServedRequests(reader)
+
+    @property
+    def kept_replies(self) -> dict[str, KeptReply]:
+        """Methods whose requests may be answered from memory by their bytes."""
+        return {
+            "GetTokenRecord": self._token_records.reply,
+            "GetTokenPairRecord": self._token_pair_records.reply,
+        }
 
     async def ListDatasets(
         self, request: v1.ListDatasetsRequest, context: Context
@@ -62,17 +74,19 @@ class RecordReaderService:
 
     async def GetTokenRecord(self, request: v1.GetTokenRecordRequest, context: Context) -> bytes:
         """A record by token."""
-        return await self._reader.token_record(
-            component_of(request.component), request.datasets, view_of(request.view)
-        )
+        component, view = component_of(request.component), view_of(request.view)
+        reply = await self._reader.token_record(component, request.datasets, view)
+        self._token_records.served(request, component, view)
+        return reply
 
     async def GetTokenPairRecord(
         self, request: v1.GetTokenPairRecordRequest, context: Context
     ) -> bytes:
         """A record by token pair."""
-        return await self._reader.token_pair_record(
-            component_of(request.component), request.datasets, view_of(request.view)
-        )
+        component, view = component_of(request.component), view_of(request.view)
+        reply = await self._reader.token_pair_record(component, request.datasets, view)
+        self._token_pair_records.served(request, component, view)
+        return reply
 
     async def BatchGetRecords(
         self, request: v1.BatchGetRecordsRequest, context: Context

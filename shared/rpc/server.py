@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from shared.metrics import MetricsServer
 from shared.rpc.interceptors.admission import AdmissionInterceptor
 from shared.rpc.interceptors.deadlines import DeadlineInterceptor
 from shared.rpc.interceptors.errors import ErrorInterceptor
+from shared.rpc.interceptors.kept_replies import KeptReply, answer_kept, kept_or_parsed
 from shared.rpc.interceptors.observation import ObservationInterceptor
 from shared.rpc.interceptors.request_ids import RequestIdInterceptor
 from shared.rpc.interceptors.validation import ValidationInterceptor
@@ -62,6 +63,11 @@ class RpcService:
 
     descriptor: ServiceDescriptor
     servicer: object
+    kept_replies: Mapping[str, KeptReply] = field(default_factory=dict)
+    """By method: the reply to a serialized request that was served before and is at hand.
+
+    Such a call is neither parsed nor validated again, and does not suspend.
+    """
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,19 @@ def _generic_handler(
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         behavior = getattr(service.servicer, method.name)
         name = f"{service.descriptor.full_name}/{method.name}"
+        parse = message_factory.GetMessageClass(method.input_type).FromString
         formats: dict[str, Any] = {
-            "request_deserializer": message_factory.GetMessageClass(method.input_type).FromString,
+            "request_deserializer": parse,
             "response_serializer": serialize_reply,
         }
         if method.server_streaming:
             streaming: Any = surround_stream(name, behavior, interceptors)
             return grpc.unary_stream_rpc_method_handler(streaming, **formats)
         unary: Any = surround_unary(name, behavior, interceptors)
+        kept = service.kept_replies.get(method.name)
+        if kept is not None:
+            formats["request_deserializer"] = kept_or_parsed(kept, parse)
+            unary = answer_kept(name, unary, interceptors)
         return grpc.unary_unary_rpc_method_handler(unary, **formats)
 
     return grpc.method_handlers_generic_handler(
