@@ -1,0 +1,1 @@
+"""Faults under load: parts fail while many clients read, and every answer is checked."""
