@@ -301,18 +301,22 @@ class PutExplanationResponse(_message.Message):
     def __init__(self, replaced: _Optional[bool] = ...) -> None: ...
 
 class SearchExplanationsRequest(_message.Message):
-    __slots__ = ("dataset", "query", "mode", "page_size", "page_token")
+    __slots__ = ("dataset", "query", "mode", "page_size", "page_token", "layer_indices", "min_score")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LAYER_INDICES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
     dataset: DatasetId
     query: str
     mode: SearchMode
     page_size: int
     page_token: str
-    def __init__(self, dataset: _Optional[_Union[DatasetId, _Mapping]] = ..., query: _Optional[str] = ..., mode: _Optional[_Union[SearchMode, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    layer_indices: _containers.RepeatedScalarFieldContainer[int]
+    min_score: float
+    def __init__(self, dataset: _Optional[_Union[DatasetId, _Mapping]] = ..., query: _Optional[str] = ..., mode: _Optional[_Union[SearchMode, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., layer_indices: _Optional[_Iterable[int]] = ..., min_score: _Optional[float] = ...) -> None: ...
 
 class SearchHit(_message.Message):
     __slots__ = ("component", "explanation", "relevance")
@@ -324,10 +328,26 @@ class SearchHit(_message.Message):
     relevance: float
     def __init__(self, component: _Optional[_Union[_component_pb2.ComponentId, _Mapping]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., relevance: _Optional[float] = ...) -> None: ...
 
+class SearchIndex(_message.Message):
+    __slots__ = ("num_explanations", "num_indexed", "complete", "num_unreadable_files")
+    NUM_EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_INDEXED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    NUM_UNREADABLE_FILES_FIELD_NUMBER: _ClassVar[int]
+    num_explanations: int
+    num_indexed: int
+    complete: bool
+    num_unreadable_files: int
+    def __init__(self, num_explanations: _Optional[int] = ..., num_indexed: _Optional[int] = ..., complete: _Optional[bool] = ..., num_unreadable_files: _Optional[int] = ...) -> None: ...
+
 class SearchExplanationsResponse(_message.Message):
-    __slots__ = ("hits", "next_page_token")
+    __slots__ = ("hits", "next_page_token", "index", "num_matches")
     HITS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NUM_MATCHES_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[SearchHit]
     next_page_token: str
-    def __init__(self, hits: _Optional[_Iterable[_Union[SearchHit, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    index: SearchIndex
+    num_matches: int
+    def __init__(self, hits: _Optional[_Iterable[_Union[SearchHit, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., index: _Optional[_Union[SearchIndex, _Mapping]] = ..., num_matches: _Optional[int] = ...) -> None: ...
