@@ -25,8 +25,8 @@ def largest_finite(arrays: Iterable[NDArray[Any]]) -> float | None:
 def normalized(values: NDArray[Any], maximum: float | None) -> NDArray[np.float32]:
     """clip(value / (maximum - MARGIN), 0, 1) in double precision, of the shape of `values`.
 
-    `values` has at least one dimension. 0 everywhere where `maximum` is None, not finite or not above MARGIN; NaN where a value is not
-    finite.
+    `values` has at least one dimension. 0 everywhere where `maximum` is None, not finite or not
+    above MARGIN; NaN where a value is not finite.
     """
     if maximum is None or not np.isfinite(maximum) or maximum <= MARGIN:
         result = np.zeros(values.shape, dtype=np.float32)
