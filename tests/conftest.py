@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.emulators import azurite as azurite_emulator
+from tests.emulators import gcs as gcs_emulator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -57,6 +61,45 @@ def npm() -> str:
     if found is None or shutil.which("node") is None:
         leave_out("NO NODE.JS: install nodejs and npm to test the contract from JavaScript")
     return str(found)
+
+
+@pytest.fixture(scope="session")
+def azurite_program() -> Path:
+    """Azurite, installed; `tests.emulators.azurite.Azurite` runs it."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        leave_out("NO NODE.JS: install nodejs and npm to test Azure storage")
+    return azurite_emulator.install(str(npm))
+
+
+@pytest.fixture(scope="session")
+def gcs_program() -> Path:
+    """fake-gcs-server; `tests.emulators.gcs.FakeGcs` runs it."""
+    found = gcs_emulator.program()
+    if found is None:
+        leave_out("NO GCS EMULATOR: its wheel has no program for this machine")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def azurite(
+    azurite_program: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[azurite_emulator.Azurite]:
+    """A running Azurite; tests share it and use containers of their own."""
+    folder = tmp_path_factory.mktemp("azurite")
+    with azurite_emulator.Azurite(azurite_program, folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gcs(
+    gcs_program: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[gcs_emulator.FakeGcs]:
+    """A running GCS emulator; tests share it and use buckets of their own."""
+    folder = tmp_path_factory.mktemp("gcs")
+    with gcs_emulator.FakeGcs(gcs_program, folder) as running:
+        yield running
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
