@@ -38,6 +38,10 @@ ENV_PREFIX = "NEUROPIL_"
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ADDRESS = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}$")
 
+_ENDPOINT = re.compile(
+    r"^https?://(\[[0-9a-fA-F:]+\]|[^\s:/?#@\[\]]+)(:\d{1,5})?/?$", re.IGNORECASE
+)
+
 
 def is_remote(path: str) -> bool:
     """Whether `path` names a blob by URL (`gs://`, `az://`, `https://`) and not a local file."""
@@ -48,6 +52,12 @@ def _check_address(value: str) -> str:
     if not _ADDRESS.match(value) or int(value.rsplit(":", 1)[1]) > 65535:
         raise ValueError("an address is HOST:PORT, for example 127.0.0.1:50051")
     return value
+
+
+def _check_endpoint(value: str) -> str:
+    if not _ENDPOINT.match(value):
+        raise ValueError("an endpoint is http:// or https://, a host and a port, and nothing more")
+    return value.rstrip("/")
 
 
 def _no_bool(value: Any) -> Any:
@@ -62,6 +72,7 @@ Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
+Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
 
 
 class _Section(BaseModel):
@@ -98,6 +109,23 @@ class Cache(_Section):
         if url is not None and not re.match(r"^(redis|rediss|unix)://", url):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return url
+
+
+class Storage(_Section):
+    """How blob stores are reached; credentials are in blobfile's own variables."""
+
+    azure_endpoint: Endpoint | None = None
+    """Server that answers for every account of Azure storage; absent: the public ones."""
+    gcs_endpoint: Endpoint | None = None
+    """Server that answers in the place of storage.googleapis.com."""
+    connect_timeout_seconds: Seconds = 2.0
+    read_timeout_seconds: Seconds = 10.0
+    """Longest silence of a store in the middle of an answer."""
+    timeout_seconds: Seconds = 30.0
+    """Longest that one read, listing or write may take, its retries included."""
+    retries: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=10)] = 2
+    requests_per_store: Annotated[int, BeforeValidator(_no_bool), Field(gt=0, le=256)] = 16
+    """Requests that run at once, for each account of Azure and for Google."""
 
 
 class Autoencoder(_Section):
@@ -166,6 +194,10 @@ class Http(_Section):
     cors_origins: tuple[str, ...] = ()
     """Origins allowed besides http(s) on localhost, 127.0.0.1 and [::1], any port."""
     max_body_megabytes: Count = 16
+    answer_cache_megabytes: Annotated[int, BeforeValidator(_no_bool), Field(ge=0)] = 64
+    """Memory for answers of the record routes; 0 keeps none."""
+    answer_cache_seconds: Seconds = 60.0
+    """How long an answer is given before the record service is asked again."""
 
 
 class Limits(_Section):
@@ -213,6 +245,7 @@ class Deployment(BaseSettings):
     allowed_path_prefixes: tuple[str, ...] = ()
     """Paths that a request may name besides the datasets' own."""
     cache: Cache = Cache()
+    storage: Storage = Storage()
     model: Model | None = None
     """Absent: derived scalars aren't served."""
     simulators: tuple[Simulator, ...] = (EmbeddingSimulator(name="embedding", kind="embedding"),)
