@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect as schema
 
-from shared.errors import DataLoss
+from shared.errors import DataLoss, ResourceExhausted
 from shared.formats.records import CLASS_NAME_FIELD, NeuronId, NeuronRecord
 from shared.formats.simulations import (
     AttentionSimulationResults,
@@ -26,8 +27,12 @@ from shared.formats.simulations import (
     ScoredSequenceSimulation,
     SequenceSimulation,
 )
+from shared.formats.text import without_surrogates
 
 SimulationResults = NeuronSimulationResults | AttentionSimulationResults
+
+MAX_PARSED_BYTES = 900 * 2**20
+"""A file that may take more memory than this while it is parsed is refused before."""
 
 _Class = TypeVar("_Class", bound=msgspec.Struct)
 
@@ -43,6 +48,15 @@ _OLD_FIELDS: dict[type, dict[str, str]] = {
 _OLD_CLASSES = {"ScoredExplanationOrBaseline": "ScoredExplanation"}
 _EXPLANATIONS = (ScoredExplanation, ScoredAttentionExplanation)
 
+# A file this small can't grow over the bound, whatever is in it.
+_SURELY_SMALL = 2**22
+# Bytes of memory that a comma, a bracket, a brace and a byte of the file can stand for at most,
+# measured on files of nothing else (tests/unit/test_formats_memory.py).
+_TYPED_COST = (80, 80, 80, 2)
+_LENIENT_COST = (110, 160, 330, 5)
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     cls: msgspec.json.Decoder(cls)
     for cls in (NeuronRecord, NeuronSimulationResults, AttentionSimulationResults)
@@ -53,7 +67,8 @@ def decode_neuron_record(data: bytes, source: str) -> NeuronRecord:
     """Parse the content of a record file; `source` is the file's name in errors.
 
     Raises DataLoss with metadata `file` and, where one is at fault, `field` (such as
-    `random_sample[3].tokens[0]`). Activations may be NaN or infinite, and their number need not
+    `random_sample[3].tokens[0]`); ResourceExhausted where parsing may take more memory than
+    MAX_PARSED_BYTES. Activations may be NaN or infinite, and their number need not
     be that of the tokens: what a record means is the reader's to say.
     """
     return _decode(data, NeuronRecord, source)
@@ -65,6 +80,7 @@ def decode_simulation_results(data: bytes, source: str) -> SimulationResults:
     Explanations that are null are left out. Raises DataLoss as `decode_neuron_record` does, also
     where the file is empty or has a second line that is not blank.
     """
+    _check_memory(data, source, _TYPED_COST)
     lines = [line for line in data.split(b"\n") if line.strip()]
     if len(lines) != 1:
         found = f"{len(lines)} lines" if lines else "nothing"
@@ -84,6 +100,7 @@ def corrupt(source: str, what: str, field: str = "") -> DataLoss:
 
 
 def _decode(data: bytes, cls: type[_Class], source: str) -> _Class:
+    _check_memory(data, source, _TYPED_COST)
     try:
         decoded: _Class = _DECODERS[cls].decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -91,12 +108,34 @@ def _decode(data: bytes, cls: type[_Class], source: str) -> _Class:
     return decoded
 
 
+def _check_memory(data: bytes, source: str, cost: tuple[int, int, int, int]) -> None:
+    """ResourceExhausted where `data` may take more than MAX_PARSED_BYTES once it is parsed."""
+    if len(data) <= _SURELY_SMALL:
+        return
+    comma, bracket, brace, byte = cost
+    estimate = (
+        data.count(b",") * comma
+        + data.count(b"[") * bracket
+        + data.count(b"{") * brace
+        + len(data) * byte
+    )
+    if estimate > MAX_PARSED_BYTES:
+        raise ResourceExhausted(
+            f"{source} may take {estimate} bytes of memory to read; at most {MAX_PARSED_BYTES} "
+            "are used for a file.",
+            reason="FILE_TOO_LARGE",
+            metadata={"file": source, "bytes": str(estimate), "limit": str(MAX_PARSED_BYTES)},
+        )
+
+
 def _parse(data: bytes, source: str) -> Any:
     """The JSON value in `data`, with bare NaN, Infinity and -Infinity as floats."""
+    _check_memory(data, source, _LENIENT_COST)
     if not data.strip():
         raise corrupt(source, "is empty, where a JSON object was to be")
     try:
-        return json.loads(data.decode("utf-8"), parse_int=_parse_int)
+        value = json.loads(data.decode("utf-8"), parse_int=_parse_int)
+        return without_surrogates(value) if _SURROGATE.search(data) else value
     except UnicodeDecodeError as error:
         raise corrupt(source, f"is not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -172,9 +211,6 @@ def _modernize(value: Any, node: schema.Type) -> Any:
         return _modernize_list(value, node.item_type)
     if isinstance(node, schema.FloatType):
         return _number(value)
-    if isinstance(node, schema.StrType) and isinstance(value, str):
-        # Half of a surrogate pair is no text; it stands for a character that was cut.
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.formats.simulations import AttentionSimulationResults, NeuronSimulationResults
+from shared.formats.text import without_surrogates
 
 _Results = TypeVar("_Results", NeuronSimulationResults, AttentionSimulationResults)
 
@@ -34,7 +35,7 @@ def encode(value: msgspec.Struct, *, significant_digits: int | None = None) -> b
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return msgspec.json.encode(_without_surrogates(msgspec.to_builtins(value)))
+        return msgspec.json.encode(without_surrogates(msgspec.to_builtins(value)))
 
 
 def round_significant(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
@@ -108,14 +109,4 @@ def _rounded(value: Any, digits: int) -> Any:
         if value and all(type(item) is float for item in value):
             return round_significant(np.asarray(value, dtype=np.float64), digits).tolist()
         return [_rounded(item, digits) for item in value]
-    return value
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list | tuple):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _without_surrogates(item) for key, item in value.items()}
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -17,6 +17,9 @@ from shared.errors import InvalidArgument
 
 CLASS_NAME_FIELD = "dataclass_name"
 """The JSON key under which every object carries the name of its class."""
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""An integer of a file; one that needs more bits is no index."""
 
 _T = TypeVar("_T")
 
@@ -27,8 +30,8 @@ _RANDOM_SPLITS = ("calibration", "valid", "test")
 class NeuronId(msgspec.Struct, tag_field=CLASS_NAME_FIELD, tag="NeuronId"):
     """Which component of a model: its index within a layer, and the layer; both count from 0."""
 
-    neuron_index: int
-    layer_index: int
+    neuron_index: Int64
+    layer_index: Int64
 
 
 class ActivationRecord(msgspec.Struct, tag_field=CLASS_NAME_FIELD, tag="ActivationRecord"):

@@ -11,7 +11,7 @@ import math
 
 import msgspec
 
-from shared.formats.records import CLASS_NAME_FIELD, NeuronId
+from shared.formats.records import CLASS_NAME_FIELD, Int64, NeuronId
 
 
 class ActivationScale(enum.StrEnum):
@@ -96,8 +96,8 @@ class AttentionSimulation(msgspec.Struct, tag_field=CLASS_NAME_FIELD, tag="Atten
     """
 
     tokens: list[str]
-    token_pair_coords: tuple[int, int]
-    token_pair_label: int
+    token_pair_coords: tuple[Int64, Int64]
+    token_pair_label: Int64
     simulation_prediction: float
 
 
