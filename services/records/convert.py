@@ -5,14 +5,19 @@ from __future__ import annotations
 from neuropil.common import v1 as common
 from neuropil.names import DERIVED_SCALAR_TYPES
 from neuropil.records import v1
-from neuropil.tensors import to_tensor
 from services.records.components import Component, View
 from services.records.explanations import Explanation, Failure
-from services.records.loading import Moments, Record
 from services.records.reading import BatchItem, Encoders
-from services.records.sequences import Summary, TokenPairSequences, TokenSequences
+from services.records.record_messages import (
+    serialized_token_pair_record,
+    serialized_token_record,
+)
+from services.records.wire import Field, joined
 from shared.errors import InvalidArgument
 from shared.settings import Dataset
+
+_TOKEN_RECORD = Field(v1.BatchGetRecordsResponse, "token_record")
+_TOKEN_PAIR_RECORD = Field(v1.BatchGetRecordsResponse, "token_pair_record")
 
 
 def component_of(message: common.ComponentId, field: str = "component") -> Component:
@@ -42,15 +47,6 @@ def view_of(message: v1.RecordView) -> View:
     return View(quantile_samples=message.include_quantile_samples, moments=message.include_moments)
 
 
-def component_message(component: Component) -> common.ComponentId:
-    """A component as a message."""
-    return common.ComponentId(
-        derived_scalar_type=DERIVED_SCALAR_TYPES.value(component.derived_scalar_type),
-        layer_index=component.layer_index,
-        component_index=component.component_index,
-    )
-
-
 def dataset_message(dataset: Dataset) -> v1.Dataset:
     """A configured dataset; its derived scalar type by name too, as it may be none of the enum."""
     name = dataset.derived_scalar_type
@@ -62,36 +58,6 @@ def dataset_message(dataset: Dataset) -> v1.Dataset:
         neuron_dataset_path=dataset.neuron_dataset_path,
         explanation_dataset_paths=dataset.explanation_dataset_paths,
         derived_scalar_type_name=name,
-    )
-
-
-def token_record_message(record: Record[TokenSequences]) -> v1.GetTokenRecordResponse:
-    """A record by token."""
-    return v1.GetTokenRecordResponse(
-        dataset=record.dataset,
-        component=component_message(record.component),
-        max_activation=record.max_activation,
-        top_sequences=_token_sequences(record.top),
-        random_sequences=_token_sequences(record.random),
-        quantile_sequences=[_token_sequences(each) for each in record.quantiles],
-        quantile_boundaries=record.quantile_boundaries,
-        moments=_moments(record.moments),
-    )
-
-
-def token_pair_record_message(
-    record: Record[TokenPairSequences],
-) -> v1.GetTokenPairRecordResponse:
-    """A record by token pair."""
-    return v1.GetTokenPairRecordResponse(
-        dataset=record.dataset,
-        component=component_message(record.component),
-        max_activation=record.max_activation,
-        top_sequences=_token_pair_sequences(record.top),
-        random_sequences=_token_pair_sequences(record.random),
-        quantile_sequences=[_token_pair_sequences(each) for each in record.quantiles],
-        quantile_boundaries=record.quantile_boundaries,
-        moments=_moments(record.moments),
     )
 
 
@@ -121,18 +87,15 @@ def batch_message(item: BatchItem) -> bytes:
     if isinstance(item.outcome, Failure):
         message.failure.CopyFrom(failure_message(item.outcome))
         return message.SerializeToString()
-    field = "token_pair_record" if item.by_token_pair else "token_record"
-    number = v1.BatchGetRecordsResponse.DESCRIPTOR.fields_by_name[field].number
-    # A sub-message on the wire is its field's key, its length, and its bytes as they are.
-    key = _varint(number << 3 | 2)
-    return message.SerializeToString() + key + _varint(len(item.outcome)) + item.outcome
+    field = _TOKEN_PAIR_RECORD if item.by_token_pair else _TOKEN_RECORD
+    return joined([message.SerializeToString(), *field.of([item.outcome])])
 
 
 def encoders() -> Encoders:
     """How the record reader's answers are serialized."""
     return Encoders(
-        token_record=lambda record: token_record_message(record).SerializeToString(),
-        token_pair_record=lambda record: token_pair_record_message(record).SerializeToString(),
+        token_record=serialized_token_record,
+        token_pair_record=serialized_token_pair_record,
         explanations=lambda found: v1.ListExplanationsResponse(
             explanations=[explanation_message(each) for each in found]
         ).SerializeToString(),
@@ -140,52 +103,3 @@ def encoders() -> Encoders:
             failures=[failure_message(each) for each in failures]
         ).SerializeToString(),
     )
-
-
-def _token_sequences(columns: TokenSequences) -> common.TokenSequences:
-    return common.TokenSequences(
-        tokens=columns.tokens,
-        sequence_lengths=columns.lengths,
-        activations=to_tensor(columns.activations),
-        normalized_activations=to_tensor(columns.normalized),
-    )
-
-
-def _token_pair_sequences(columns: TokenPairSequences) -> common.TokenPairSequences:
-    return common.TokenPairSequences(
-        tokens=columns.tokens,
-        sequence_lengths=columns.lengths,
-        attended_to_caps=columns.caps,
-        activations=to_tensor(columns.activations),
-        normalized_activations=to_tensor(columns.normalized),
-        total_in=_summary(columns.total_in),
-        max_in=_summary(columns.max_in),
-        total_out=_summary(columns.total_out),
-        max_out=_summary(columns.max_out),
-    )
-
-
-def _summary(summary: Summary) -> common.TokenPairSummary:
-    return common.TokenPairSummary(
-        values=to_tensor(summary.values), normalized_values=to_tensor(summary.normalized)
-    )
-
-
-def _moments(moments: Moments | None) -> v1.Moments | None:
-    if moments is None:
-        return None
-    return v1.Moments(
-        mean=moments.mean,
-        variance=moments.variance,
-        skewness=moments.skewness,
-        kurtosis=moments.kurtosis,
-    )
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from services.records import explanations
 from services.records.caching.replies import ReplyCache
@@ -27,12 +25,7 @@ REPLY_FORMAT = 1
 EXPLANATIONS_TTL_SECONDS = 60.0
 """Explanations change while the service runs, and another process may have changed them."""
 
-# Parsing less than this takes about as long as handing it to a thread. More than that on the event
-# loop raises throughput under load, but every other call then waits for all that is to be parsed.
-_PARSE_INLINE_BYTES = 16 * 1024
 _BATCH_WINDOW = 32
-
-_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +66,6 @@ class RecordReader:
         self._encoders = encoders
         self._ttl_seconds = ttl_seconds
         self._max_reply_bytes = max_reply_bytes
-        # Parsing holds the interpreter's lock: more threads would only wait for one another and
-        # keep the event loop waiting.
-        self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
     async def token_record(
         self, component: Component, datasets: Sequence[str], view: View
@@ -184,13 +174,16 @@ class RecordReader:
     ) -> tuple[SimulationResults, Folder]:
         """A component's full scored simulations; NotFound where there are none."""
         folder = self.registry.explanation_folder(explanation_dataset)
-        data = await self.blobs.read(folder, component.explanation_file)
-        if data is None:
+        results = await self.blobs.load(
+            folder,
+            component.explanation_file,
+            lambda data: explanations.decode(data, component, folder),
+        )
+        if results is None:
             raise NotFound(
                 f"No explanations of {component} in {folder.name}.",
                 metadata={"datasets": folder.name},
             )
-        results = await self._parse(len(data), lambda: explanations.decode(data, component, folder))
         return results, folder
 
     async def forget_explanations(self, component: Component, folder: Folder) -> None:
@@ -205,7 +198,6 @@ class RecordReader:
     async def close(self) -> None:
         """End what runs, and close the caches."""
         await self._cache.close()
-        self._parser.shutdown(wait=True, cancel_futures=True)
 
     async def _record(
         self,
@@ -234,19 +226,18 @@ class RecordReader:
         )
 
     async def _load_record(self, component: Component, folder: Folder, view: View) -> bytes | None:
-        data = await self.blobs.read(folder, component.record_file)
-        if data is None:
-            return None
         source = folder.file_name(component.record_file)
 
-        def parse() -> bytes:
+        def serialized(data: bytes) -> bytes:
             if component.by_token_pair:
                 pairs = token_pair_record(data, folder.name, component, view, source)
                 return self._encoders.token_pair_record(pairs)
             tokens = token_record(data, folder.name, component, view, source)
             return self._encoders.token_record(tokens)
 
-        reply = await self._parse(len(data), parse)
+        reply = await self.blobs.load(folder, component.record_file, serialized)
+        if reply is None:
+            return None
         if len(reply) > self._max_reply_bytes:
             raise ResourceExhausted(
                 f"The record {source} is {len(reply)} bytes as an answer; at most "
@@ -295,27 +286,15 @@ class RecordReader:
         return b"".join([*replies, self._encoders.failures(failures + sources.failures)])
 
     async def _explanations(self, component: Component, folder: Folder) -> bytes | None:
-        async def load() -> bytes | None:
-            data = await self.blobs.read(folder, component.explanation_file)
-            if data is None:
-                return None
-
-            def parse() -> bytes:
-                results = explanations.decode(data, component, folder)
-                return self._encoders.explanations(explanations.explanations_of(results, folder))
-
-            return await self._parse(len(data), parse)
+        def serialized(data: bytes) -> bytes:
+            results = explanations.decode(data, component, folder)
+            return self._encoders.explanations(explanations.explanations_of(results, folder))
 
         return await self._cache.get(
             _explanations_key(component, folder),
-            load,
+            partial(self.blobs.load, folder, component.explanation_file, serialized),
             ttl_seconds=min(EXPLANATIONS_TTL_SECONDS, self._ttl_seconds),
         )
-
-    async def _parse(self, num_bytes: int, parse: Callable[[], _Parsed]) -> _Parsed:
-        if num_bytes <= _PARSE_INLINE_BYTES:
-            return parse()
-        return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
 
 
 def _record_key(component: Component, folder: Folder, view: View) -> str:

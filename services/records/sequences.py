@@ -194,13 +194,12 @@ def _summaries(
     num_tokens = sum(lengths)
     if not values.size:
         return tuple(np.zeros(num_tokens) for _ in range(4))
-    rows, columns = _coordinates(lengths, caps)
+    rows, columns, starts = _coordinates(lengths, caps)
     finite = np.isfinite(values)
     every = bool(finite.all())
     addends = values if every else np.where(finite, values, 0.0)
     candidates = values if every else np.where(finite, values, -np.inf)
-    max_in = np.full(num_tokens, -np.inf)
-    np.maximum.at(max_in, rows, candidates)
+    max_in = np.maximum.reduceat(candidates, starts)
     max_out = np.full(num_tokens, -np.inf)
     np.maximum.at(max_out, columns, candidates)
     max_in[~np.isfinite(max_in)] = 0.0
@@ -212,8 +211,11 @@ def _summaries(
 
 def _coordinates(
     lengths: list[int], caps: list[int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Attending and attended-to token of every value, as positions among all tokens."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Attending and attended-to token of every value, as positions among all tokens.
+
+    And where each token's row starts: rows lie one after the other, and none is empty.
+    """
     shapes = tuple(zip(lengths, caps, strict=True))
     if sum(length * cap for length, cap in shapes) <= _LARGEST_KEPT:
         return _kept_coordinates(shapes)
@@ -222,14 +224,15 @@ def _coordinates(
 
 def _new_coordinates(
     shapes: tuple[tuple[int, int], ...],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     of_shape = {shape: token_pairs.coordinates(*shape) for shape in set(shapes)}
     num_pairs = [len(of_shape[shape][0]) for shape in shapes]
     lengths = np.array([length for length, _ in shapes], dtype=np.int64)
     firsts = np.repeat(np.cumsum(lengths) - lengths, num_pairs)
     rows = np.concatenate([of_shape[shape][0] for shape in shapes])
     columns = np.concatenate([of_shape[shape][1] for shape in shapes])
-    return rows + firsts, columns + firsts
+    rows, columns = rows + firsts, columns + firsts
+    return rows, columns, np.flatnonzero(np.diff(rows, prepend=-1))
 
 
 # The sequences of a dataset's records mostly have the same lengths.

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -150,10 +151,17 @@ class Blobs:
     def __init__(self, *, max_bytes: int = MAX_FILE_BYTES, threads: int = NUM_THREADS) -> None:
         self._store = FileStore(max_bytes=max_bytes)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+        self._making = threading.Lock()
 
     async def read(self, folder: Folder, relative: str) -> bytes | None:
         """As `FileStore.read`."""
         return await self._run(self._store.read, folder, relative)
+
+    async def load(
+        self, folder: Folder, relative: str, make: Callable[[bytes], _Result]
+    ) -> _Result | None:
+        """What `make` makes of a file's content, in the thread that read it; None as `read`."""
+        return await self._run(self._load, folder, relative, make)
 
     async def folders(self, folder: Folder, relative: str = "") -> list[str]:
         """As `FileStore.folders`."""
@@ -166,6 +174,17 @@ class Blobs:
     def close(self) -> None:
         """End the threads; reads under way are finished."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _load(
+        self, folder: Folder, relative: str, make: Callable[[bytes], _Result]
+    ) -> _Result | None:
+        data = self._store.read(folder, relative)
+        if data is None:
+            return None
+        # Making holds the interpreter's lock: several at once would only wait for one another and
+        # keep the event loop waiting.
+        with self._making:
+            return make(data)
 
     async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

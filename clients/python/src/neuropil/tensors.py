@@ -24,6 +24,20 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 _DATA_TYPES = {dtype: data_type for data_type, dtype in _DTYPES.items()}
 
 
+def data_type_of(dtype: np.dtype[Any]) -> common.DataType:
+    """The contract's name of an element type, whatever its byte order.
+
+    Raises:
+        ValueError: if it is none that the contract has.
+    """
+    little = dtype.newbyteorder("<") if dtype.itemsize > 1 else dtype
+    data_type = _DATA_TYPES.get(little)
+    if data_type is None:
+        names = ", ".join(str(each) for each in _DTYPES.values())
+        raise ValueError(f"a tensor can't hold elements of type {dtype}, only {names}")
+    return data_type  # type: ignore[return-value]
+
+
 def to_tensor(values: ArrayLike) -> common.Tensor:
     """Encode an array of any shape.
 
@@ -31,15 +45,11 @@ def to_tensor(values: ArrayLike) -> common.Tensor:
         ValueError: if its element type is none that the contract has, for example strings.
     """
     array = np.asarray(values)
-    little = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
-    data_type = _DATA_TYPES.get(little)
-    if data_type is None:
-        names = ", ".join(str(dtype) for dtype in _DTYPES.values())
-        raise ValueError(f"a tensor can't hold elements of type {array.dtype}, only {names}")
+    data_type = data_type_of(array.dtype)
     return common.Tensor(
-        data_type=data_type,  # type: ignore[arg-type]
+        data_type=data_type,
         shape=array.shape,
-        data=array.astype(little, order="C", copy=False).tobytes(),
+        data=array.astype(_DTYPES[data_type], order="C", copy=False).tobytes(),
     )
 
 
