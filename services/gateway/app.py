@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from neuropil.channel import MEBIBYTE
+from services.gateway.answers import AnswerCache
 from services.gateway.backends import open_backends
 from services.gateway.errors import (
     GatewayError,
@@ -73,9 +74,17 @@ def create_app(deployment: Deployment) -> ASGIApp:
         app.include_router(router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     _answer_failures(app)
+    served: ASGIApp = app
+    if deployment.http.answer_cache_megabytes:
+        served = AnswerCache(
+            app,
+            routes=read.KEPT_ROUTES,
+            max_bytes=deployment.http.answer_cache_megabytes * MEBIBYTE,
+            seconds=deployment.http.answer_cache_seconds,
+        )
     return CORSMiddleware(
         RequestMiddleware(
-            app,
+            served,
             routes={
                 "/docs",
                 "/openapi.json",

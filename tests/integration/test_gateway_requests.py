@@ -109,7 +109,13 @@ def records() -> Records:
 
 @pytest.fixture
 async def client(records: Records) -> AsyncIterator[httpx.AsyncClient]:
-    settings = {"http": Http(cors_origins=("https://viewer.example",), max_body_megabytes=1)}
+    settings = {
+        "http": Http(
+            cors_origins=("https://viewer.example",),
+            max_body_megabytes=1,
+            answer_cache_megabytes=0,
+        )
+    }
     async with gateway_to(records=records, **settings) as connected:
         yield connected
 

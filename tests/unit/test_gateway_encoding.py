@@ -91,8 +91,8 @@ def test_a_token_record_says_what_its_columns_say(
     for row, expected in zip(answer["topActivations"], sequences, strict=True):
         for each, (_, value) in zip(row, expected, strict=True):
             if math.isfinite(value):
-                assert each["scalar"] == value
-                assert math.isclose(each["normalizedScalar"], np.float32(value) / 2, rel_tol=1e-6)
+                assert np.float32(each["scalar"]) == np.float32(value)
+                assert np.float32(each["normalizedScalar"]) == np.float32(value) / np.float32(2)
             else:
                 assert (each["scalar"], each["normalizedScalar"]) == (None, None)
 

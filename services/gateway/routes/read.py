@@ -27,6 +27,9 @@ from shared.errors import InvalidArgument
 PARTIAL_HEADER = "X-Neuropil-Partial"
 """Names, percent-encoded and separated by commas, the datasets that could not be read."""
 
+KEPT_ROUTES = ("/neuron_record", "/attention_head_record")
+"""Routes whose answers the gateway may keep. Explanations change, and are always asked for."""
+
 VIEWER_SCALAR_TYPES = frozenset(
     {
         "autoencoder_latent",

@@ -1,0 +1,195 @@
+"""Answers of the record routes, kept as the bytes that were sent.
+
+A request is known by its route and the bytes of its body: the same bytes have the same answer, and
+are neither parsed nor passed on again. Only answers with status 200 are kept, for a short time, in
+a bounded number of bytes; requests for one that is on its way wait for it instead of asking too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from cachetools import TTLCache
+from prometheus_client import Counter
+
+from shared.rpc.context import seconds_left
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_LARGEST_BODY = 1 << 16
+_ENTRY_BYTES = 512
+"""What an entry takes besides its bytes, about."""
+
+_OUTCOMES = Counter(
+    "neuropil_http_answers", "Requests to routes whose answers are kept", ("outcome",)
+)
+_KEPT = _OUTCOMES.labels("kept")
+_JOINED = _OUTCOMES.labels("joined")
+_ASKED = _OUTCOMES.labels("asked")
+
+Key = tuple[str, bytes, bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+    async def send(self, send: Send) -> None:
+        # The list is the message's own: what surrounds this adds its headers to it.
+        start = {"type": "http.response.start", "status": 200, "headers": list(self.headers)}
+        await send(start)
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class _Without(Enum):
+    FAILED = auto()
+    LEFT = auto()
+
+
+class AnswerCache:
+    """Keeps the answers of some routes of an application.
+
+    `routes`: paths whose answers depend on nothing but the body. `max_bytes`: most bytes kept.
+    `seconds`: how long an answer is given before it is asked for anew.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, routes: Collection[str], max_bytes: int, seconds: float
+    ) -> None:
+        self._application = app
+        self._routes = frozenset(routes)
+        self._max_bytes = max_bytes
+        self._answers: TTLCache[Key, _Answer] = TTLCache(max_bytes, seconds, getsizeof=_size)
+        self._flights: dict[Key, asyncio.Future[_Answer | _Without]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer from what is kept, or have the application answer."""
+        if (
+            scope["type"] != "http"
+            or scope["path"] not in self._routes
+            or scope["method"] != "POST"
+        ):
+            await self._application(scope, receive, send)
+            return
+        received = await _received(receive)
+        body = _whole(received)
+        if body is None:
+            await self._application(scope, _Replay(received, receive), send)
+            return
+        key = (scope["path"], scope["query_string"], _content_type(scope), body)
+        answer = self._answers.get(key)
+        if answer is not None:
+            _KEPT.inc()
+        else:
+            answer = await self._joined(key)
+        if answer is not None:
+            await answer.send(send)
+            return
+        _ASKED.inc()
+        await self._ask(key, scope, _Replay(received, receive), send)
+
+    async def _joined(self, key: Key) -> _Answer | None:
+        """The answer that another request is waiting for; None where this one has to ask."""
+        while (flight := self._flights.get(key)) is not None:
+            try:
+                outcome = await asyncio.wait_for(asyncio.shield(flight), seconds_left())
+            except TimeoutError:
+                # Asking with no time left fails as it does for everybody.
+                return None
+            if isinstance(outcome, _Answer):
+                _JOINED.inc()
+                return outcome
+            if outcome is _Without.FAILED:
+                # What failed for another may have been its deadline. Each asks for itself now.
+                return None
+        return None
+
+    async def _ask(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
+        if key in self._flights:
+            await self._application(scope, receive, send)
+            return
+        flight: asyncio.Future[_Answer | _Without] = asyncio.get_running_loop().create_future()
+        self._flights[key] = flight
+
+        def land(outcome: _Answer | _Without) -> None:
+            if not flight.done():
+                del self._flights[key]
+                flight.set_result(outcome)
+
+        def keep(answer: _Answer) -> None:
+            if _size(answer) <= self._max_bytes:
+                self._answers[key] = answer
+            land(answer)
+
+        try:
+            await self._application(scope, receive, _Recorder(send, keep))
+        except asyncio.CancelledError:
+            land(_Without.LEFT)
+            raise
+        finally:
+            land(_Without.FAILED)
+
+
+def _size(answer: _Answer) -> int:
+    return len(answer.body) + _ENTRY_BYTES
+
+
+def _content_type(scope: Scope) -> bytes:
+    return b",".join(value for name, value in scope["headers"] if name == b"content-type")
+
+
+async def _received(receive: Receive) -> list[Message]:
+    """The messages of a body, up to a size."""
+    messages = [await receive()]
+    size = len(messages[0].get("body", b""))
+    while messages[-1].get("more_body", False) and size <= _LARGEST_BODY:
+        messages.append(await receive())
+        size += len(messages[-1].get("body", b""))
+    return messages
+
+
+def _whole(messages: list[Message]) -> bytes | None:
+    last = messages[-1]
+    if last["type"] != "http.request" or last.get("more_body", False):
+        return None
+    body = b"".join(message.get("body", b"") for message in messages)
+    return body if len(body) <= _LARGEST_BODY else None
+
+
+class _Replay:
+    """Gives the messages that were received already, then what comes after them."""
+
+    def __init__(self, messages: list[Message], receive: Receive) -> None:
+        self._messages = iter(messages)
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        for message in self._messages:
+            return message
+        return await self._receive()
+
+
+class _Recorder:
+    """Passes an answer on; one with status 200 goes to `keep` before its end is sent."""
+
+    def __init__(self, send: Send, keep: Callable[[_Answer], None]) -> None:
+        self._send = send
+        self._keep = keep
+        self._headers: tuple[tuple[bytes, bytes], ...] | None = None
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if message["status"] == 200:
+                self._headers = tuple((name, value) for name, value in message["headers"])
+        elif message["type"] == "http.response.body" and self._headers is not None:
+            self._parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                self._keep(_Answer(self._headers, b"".join(self._parts)))
+        await self._send(message)
