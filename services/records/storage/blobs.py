@@ -69,6 +69,27 @@ class FileStore:
         except FileNotFoundError:
             return None
 
+    def versions(self, folder: Folder, relative: str = "") -> dict[str, str]:
+        """What tells states of each file at `relative` apart, by name; none without a folder."""
+        try:
+            if folder.remote:
+                path = f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
+                return {
+                    entry.name: f"{entry.stat.size} {entry.stat.mtime} {entry.stat.version}"
+                    for entry in self._remote.scandir(path)
+                    if entry.is_file and entry.stat is not None
+                }
+            with os.scandir(local_path(folder, relative)) as entries:
+                states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+            return {
+                name: f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
+                for name, state in states
+            }
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (blobfile.Error, OSError) as error:
+            raise _unavailable(folder.file_name(relative), error) from error
+
     @cached_property
     def _remote(self) -> blobfile.Context:
         # By default blobfile retries for ever and keeps access tokens on disk.
@@ -170,6 +191,10 @@ class Blobs:
     async def files(self, folder: Folder, relative: str = "") -> list[str] | None:
         """As `FileStore.files`."""
         return await self._run(self._store.files, folder, relative)
+
+    async def versions(self, folder: Folder, relative: str = "") -> dict[str, str]:
+        """As `FileStore.versions`."""
+        return await self._run(self._store.versions, folder, relative)
 
     def close(self) -> None:
         """End the threads; reads under way are finished."""
