@@ -41,6 +41,9 @@ from shared.stopping import stopping
 DRAIN_SECONDS = 30.0
 """How long running calls may go on after a server was told to end."""
 
+FAREWELL_SECONDS = 0.5
+"""How long a server that was told to end still takes calls, for callers to see its health."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -212,5 +215,9 @@ async def _serve(lifespan: Lifespan, options: ServerOptions) -> None:
                 print(f"serving {options.name} {address}", flush=True)
                 await stop.wait()
                 _log.info("draining")
+                # gRPC cancels what has arrived and was not taken up yet when it stops. Callers that
+                # watch the health, as Neuropil's channels do, have gone elsewhere by then.
+                await running.health.enter_graceful_shutdown()
+                await asyncio.sleep(FAREWELL_SECONDS)
                 await running.drain()
     _log.info("ended")

@@ -27,6 +27,8 @@ def channel_options(message_bytes: int = DEFAULT_MESSAGE_BYTES) -> list[tuple[st
     """
     service_config = {
         "loadBalancingConfig": [{"round_robin": {}}],
+        # A server that is about to end says so first: calls go to the others from then on.
+        "healthCheckConfig": {"serviceName": ""},
         "methodConfig": [
             {
                 "name": [{"service": service} for service in SERVICES],
