@@ -14,7 +14,7 @@ from services.gateway.app import create_app
 from services.gateway.openapi import describe
 from services.records.app import record_services
 from shared.rpc.server import ServerOptions, start_server
-from shared.settings import Dataset, Deployment, Services
+from shared.settings import Dataset, Deployment, Http, Services
 from tests.golden.reference_answers import differences, expected_answer, request_body
 from tests.integration.gateway_running import gateway
 
