@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
@@ -79,12 +80,17 @@ class FileStore:
                     for entry in self._remote.scandir(path)
                     if entry.is_file and entry.stat is not None
                 }
+            versions = {}
             with os.scandir(local_path(folder, relative)) as entries:
-                states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-            return {
-                name: f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
-                for name, state in states
-            }
+                for entry in entries:
+                    # A file may be gone by now, as those that writers rename are.
+                    with contextlib.suppress(FileNotFoundError):
+                        state = entry.stat()
+                        if stat.S_ISREG(state.st_mode):
+                            versions[entry.name] = (
+                                f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
+                            )
+            return versions
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (blobfile.Error, OSError) as error:
