@@ -128,6 +128,24 @@ class Storage(_Section):
     """Requests that run at once, for each account of Azure and for Google."""
 
 
+class Search(_Section):
+    """The search over explanations."""
+
+    index_path: str | None = None
+    """A local folder that the index is kept in; absent: it is made anew at every start."""
+    rescan_seconds: Seconds = 60.0
+    """How long after a scan over the explanation datasets the next one begins."""
+    semantic: bool = True
+    """Whether to search by meaning too, where the extra `search` is installed."""
+
+    @field_validator("index_path")
+    @classmethod
+    def _check_index_path(cls, path: str | None) -> str | None:
+        if path is not None and is_remote(path):
+            raise ValueError("must be a local folder")
+        return path
+
+
 class Autoencoder(_Section):
     """A sparse autoencoder beside the subject model."""
 
@@ -246,6 +264,7 @@ class Deployment(BaseSettings):
     """Paths that a request may name besides the datasets' own."""
     cache: Cache = Cache()
     storage: Storage = Storage()
+    search: Search = Search()
     model: Model | None = None
     """Absent: derived scalars aren't served."""
     simulators: tuple[Simulator, ...] = (EmbeddingSimulator(name="embedding", kind="embedding"),)
@@ -414,6 +433,9 @@ def _resolve(deployment: Deployment, folder: Path) -> Deployment:
         update={
             "datasets": datasets,
             "allowed_path_prefixes": tuple(absolute(p) for p in deployment.allowed_path_prefixes),
+            "search": deployment.search.model_copy(
+                update={"index_path": optional(deployment.search.index_path)}
+            ),
             "model": model,
         }
     )

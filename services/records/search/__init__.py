@@ -1,0 +1,1 @@
+"""Search over the explanations of all datasets, by words and by meaning."""

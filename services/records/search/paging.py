@@ -1,0 +1,129 @@
+"""The order of hits, and the tokens of pages."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.records.search.columns import Ids
+from shared.errors import InvalidArgument
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+MAX_HITS = 10_000
+"""A search gives no more hits than this, over all pages."""
+
+_DECIMALS = 6
+_LAYOUT = struct.Struct("<B8sdiqqiI")
+_VERSION = 1
+_CHECK_BYTES = 4
+
+Order = tuple[float, int, int, int, int]
+"""Less relevance, folder by its position, layer, component, ordinal: what hits are sorted by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A hit and its place in the order."""
+
+    id: int
+    order: Order
+
+    @property
+    def relevance(self) -> float:
+        """How well it matches."""
+        return -self.order[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a page ended: its last hit's place, and how many hits there were up to it."""
+
+    order: Order
+    seen: int
+
+
+Best = Callable[[int], tuple[Ids, NDArray[np.float64]]]
+"""Gives the ids and relevances of so many best documents, best first; ties in any order."""
+Places = Callable[[Ids], Sequence[tuple[int, int, int, int]]]
+
+
+def ranked(best: Best, places: Places, after: Position | None, count: int) -> list[Ranked]:
+    """Up to `count` hits after a position, best first; ties by folder, layer, component, ordinal.
+
+    Hits that come up anew between two pages shift none of those that follow.
+    """
+    seen = after.seen if after else 0
+    count = min(count, MAX_HITS - seen)
+    if count <= 0:
+        return []
+    limit = seen + count + 1
+    while True:
+        ids, relevances = best(limit)
+        relevances = np.round(relevances, _DECIMALS)
+        whole = len(ids) < limit or limit > MAX_HITS
+        if not whole:
+            # Documents as relevant as the last one may have been cut off: which, nobody knows.
+            kept = relevances > relevances[-1]
+            ids, relevances = ids[kept], relevances[kept]
+        hits = [
+            Ranked(number, (-relevance, *place))
+            for number, relevance, place in zip(
+                ids.tolist(), relevances.tolist(), places(ids), strict=True
+            )
+            if place[0] >= 0
+        ]
+        hits.sort(key=lambda hit: hit.order)
+        if after is not None:
+            hits = [hit for hit in hits if hit.order > after.order]
+        if whole or len(hits) >= count:
+            return hits[:count]
+        limit = min(2 * limit, MAX_HITS + 1)
+
+
+def fingerprint(*parts: object) -> bytes:
+    """What tells one request's tokens from another's."""
+    return hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).digest()
+
+
+def to_token(position: Position, request: bytes) -> str:
+    """The token of the page after `position` of the request with that fingerprint."""
+    body = _LAYOUT.pack(_VERSION, request, *position.order, position.seen)
+    return base64.urlsafe_b64encode(body + _check(body)).decode().rstrip("=")
+
+
+def from_token(token: str, request: bytes) -> Position | None:
+    """Where the page before ended; None for the first page.
+
+    InvalidArgument where the token is not one that `to_token` gave for the same request.
+    """
+    if not token:
+        return None
+    try:
+        data = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
+    except (UnicodeEncodeError, binascii.Error):
+        data = b""
+    body, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
+    if len(body) != _LAYOUT.size or check != _check(body) or body[0] != _VERSION:
+        raise InvalidArgument(
+            "page_token is none of this service; give a next_page_token, or leave it empty.",
+            field="page_token",
+        )
+    _, of, relevance, folder, layer, component, ordinal, seen = _LAYOUT.unpack(body)
+    if of != request:
+        raise InvalidArgument(
+            "page_token is of another search: dataset, query, mode and filters must stay the same.",
+            field="page_token",
+        )
+    return Position((relevance, folder, layer, component, ordinal), seen)
+
+
+def _check(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECK_BYTES, person=b"search").digest()
