@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,14 @@ REPLY_FORMAT = 1
 EXPLANATIONS_TTL_SECONDS = 60.0
 """Explanations change while the service runs, and another process may have changed them."""
 
-_BATCH_WINDOW = 32
+EXPLANATIONS_MEMORY_TTL_SECONDS = 5.0
+"""A replica that writes drops them from the shared cache; the memory of others is not told."""
+
+# Components of a batch that are read side by side: few at first, so that it starts at once.
+_FIRST_WINDOW = 4
+_LARGEST_WINDOW = 64
+_WINDOW_BYTES = 32 * 2**20
+_USUAL_REPLY_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,8 @@ class RecordReader:
 
     def kept_record(self, key: str) -> bytes | None:
         """The serialized record that `first_key` names, where it is in memory."""
-        return self._cache.peek(key)
+        found = self._cache.peek(key)
+        return found if isinstance(found, bytes) else None
 
     def first_key(self, component: Component, datasets: Sequence[str], view: View) -> str:
         """Under which key the caches keep the record of the dataset that is tried first.
@@ -114,24 +123,58 @@ class RecordReader:
         Raises as `token_record` does where the datasets are wrong for every component.
         """
         first_folder = self._first_folders(components, datasets)
-        for start in range(0, len(components), _BATCH_WINDOW):
-            window = components[start : start + _BATCH_WINDOW]
-            keys = [
-                _record_key(component, folder, view)
-                for component in window
+        window, largest, start = _FIRST_WINDOW, _USUAL_REPLY_BYTES, 0
+        while start < len(components):
+            # What is read ahead of a slow client is bounded in number and in bytes.
+            end = start + min(window, max(1, _WINDOW_BYTES // largest))
+            keys = {
+                position: _record_key(component, folder, view)
+                for position, component in enumerate(components[start:end], start)
                 if (folder := first_folder.get(component.derived_scalar_type))
-            ]
-            absent = await self._cache.prefetch(keys, ttl_seconds=self._ttl_seconds)
-            tasks = [
-                asyncio.create_task(self._batch_item(position, component, datasets, view, absent))
-                for position, component in enumerate(window, start)
-            ]
-            try:
-                for task in tasks:
-                    yield await task
-            finally:
-                for task in tasks:
-                    task.cancel()
+            }
+            items = self._window(components, start, end, keys, datasets, view)
+            # Closed here: work ahead of a caller that goes ends at once.
+            async with aclosing(items):
+                async for item in items:
+                    if isinstance(item.outcome, bytes):
+                        largest = max(largest, len(item.outcome))
+                    yield item
+            window, start = min(2 * window, _LARGEST_WINDOW), end
+
+    async def _window(
+        self,
+        components: Sequence[Component],
+        start: int,
+        end: int,
+        keys: dict[int, str],
+        datasets: Sequence[str],
+        view: View,
+    ) -> AsyncGenerator[BatchItem, None]:
+        """The items from `start` up to `end`; `keys` by position, where a dataset fits."""
+        found = {position: self._cache.peek(key) for position, key in keys.items()}
+        wanted = [key for position, key in keys.items() if found[position] is None]
+        # What is known to be missing from the first dataset may be in the next.
+        kept = {position: reply for position, reply in found.items() if isinstance(reply, bytes)}
+        absent: set[str] = set()
+        if wanted:
+            absent = await self._cache.prefetch(wanted, ttl_seconds=self._ttl_seconds)
+        tasks = {
+            position: asyncio.create_task(
+                self._batch_item(position, component, datasets, view, absent)
+            )
+            for position, component in enumerate(components[start:end], start)
+            if position not in kept
+        }
+        try:
+            for position, component in enumerate(components[start:end], start):
+                reply = kept.pop(position, None)
+                if reply is not None:
+                    yield BatchItem(position, component.by_token_pair, reply)
+                else:
+                    yield await tasks.pop(position)
+        finally:
+            for task in tasks.values():
+                task.cancel()
 
     def _first_folders(
         self, components: Sequence[Component], datasets: Sequence[str]
@@ -294,6 +337,7 @@ class RecordReader:
             _explanations_key(component, folder),
             partial(self.blobs.load, folder, component.explanation_file, serialized),
             ttl_seconds=min(EXPLANATIONS_TTL_SECONDS, self._ttl_seconds),
+            memory_ttl_seconds=EXPLANATIONS_MEMORY_TTL_SECONDS,
         )
 
 
