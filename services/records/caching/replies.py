@@ -8,41 +8,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
-from cachetools import TLRUCache
-
-from services.records.caching.metrics import CACHE_REQUESTS
+from services.records.caching.memory import MISSING, Missing, ReplyMemory
+from services.records.caching.metrics import CACHE_LOADS, CACHE_REQUESTS, FLIGHT_WAITS
 from services.records.caching.shared_cache import SharedCache
+from services.records.caching.values import Lease
 
 MISSING_TTL_SECONDS = 5.0
-"""How long it is remembered that there is nothing: files may appear at any time."""
+"""How long it is remembered at most that there is nothing: files may appear at any time."""
 
-# What an entry costs besides its key and reply, measured on CPython 3.11 and rounded up.
-_ENTRY_BYTES = 400
-
-_MEMORY_HITS = CACHE_REQUESTS.labels("memory", "hit")
+_HIT = CACHE_REQUESTS.labels("memory", "hit")
+_HIT_MISSING = CACHE_REQUESTS.labels("memory", "missing")
+_MISS = CACHE_REQUESTS.labels("memory", "miss")
+_WAITED = FLIGHT_WAITS.labels("process")
 
 Load = Callable[[], Awaitable[bytes | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    key: str
-    reply: bytes | None
-    ttl_seconds: float
-
-    @property
-    def size(self) -> int:
-        return _ENTRY_BYTES + len(self.key) + len(self.reply or b"")
 
 
 class ReplyCache:
     """Serialized replies by key.
 
     Memory holds at most `memory_bytes`, the least recently used leave first. However many ask for
-    a key at once, its reply is loaded once; who stops waiting does not stop the others. What is
-    missing is remembered briefly, an error not at all.
+    a key at once, in this process and in others that share the cache, its reply is loaded once;
+    who stops waiting does not stop the others. What is missing is remembered briefly, an error not
+    at all.
     """
 
     def __init__(
@@ -52,62 +41,76 @@ class ReplyCache:
         *,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._memory: TLRUCache[str, _Entry] = TLRUCache(
-            maxsize=memory_bytes,
-            ttu=lambda key, entry, now: now + entry.ttl_seconds,
-            timer=timer,
-            getsizeof=lambda entry: entry.size,
-        )
+        self._memory = ReplyMemory(memory_bytes, timer=timer)
         self._shared = shared
         self._flights: dict[str, asyncio.Task[bytes | None]] = {}
+        self._times_forgotten = 0
+        # Memory and the shared cache may each remember it half of the time.
+        self._missing_ttl = MISSING_TTL_SECONDS / (1 if shared is None else 2)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the entries in memory take, as they are counted."""
-        return int(self._memory.currsize)
+        return self._memory.num_bytes
+
+    def peek(self, key: str) -> bytes | Missing | None:
+        """What memory has for `key`, at once: a reply, or MISSING where it is known that there is
+        none. None: only `get` can tell."""
+        found = self._memory.get(key)
+        if found is not None:
+            (_HIT_MISSING if found is MISSING else _HIT).inc()
+        return found
 
     async def get(
-        self, key: str, load: Load, *, ttl_seconds: float, not_shared: bool = False
+        self,
+        key: str,
+        load: Load,
+        *,
+        ttl_seconds: float,
+        memory_ttl_seconds: float | None = None,
+        not_shared: bool = False,
     ) -> bytes | None:
         """The reply for `key`, made by `load` where no cache has it; None where there is nothing.
 
-        `not_shared` says that the shared cache has been asked already and has nothing.
+        `memory_ttl_seconds` is how long memory keeps it, where that is less: so long this process
+        may answer what another one has changed. `not_shared` says that the shared cache has been
+        asked already and has nothing.
         """
-        entry = self._memory.get(key)
-        if entry is not None:
-            CACHE_REQUESTS.labels("memory", "hit").inc()
-            return entry.reply
-        CACHE_REQUESTS.labels("memory", "miss").inc()
+        found = self.peek(key)
+        if found is not None:
+            return None if isinstance(found, Missing) else found
+        _MISS.inc()
         flight = self._flights.get(key)
         if flight is None:
-            flight = asyncio.create_task(self._fill(key, load, ttl_seconds, not_shared))
+            kept = ttl_seconds if memory_ttl_seconds is None else memory_ttl_seconds
+            flight = asyncio.create_task(
+                self._fill(key, load, ttl_seconds, min(ttl_seconds, kept), not_shared)
+            )
             self._flights[key] = flight
             flight.add_done_callback(lambda done: self._landed(key, done))
+        else:
+            _WAITED.inc()
         return await asyncio.shield(flight)
-
-    def peek(self, key: str) -> bytes | None:
-        """The reply for `key` where it is in memory; None says nothing of what `get` would give."""
-        entry = self._memory.get(key)
-        if entry is None or entry.reply is None:
-            return None
-        _MEMORY_HITS.inc()
-        return entry.reply
 
     async def prefetch(self, keys: Sequence[str], *, ttl_seconds: float) -> set[str]:
         """Bring what the shared cache has of `keys` into memory; gives the keys it has not."""
         if self._shared is None:
             return set()
-        wanted = [key for key in dict.fromkeys(keys) if key not in self._memory]
-        replies = await self._shared.get_many(wanted)
-        for key, reply in zip(wanted, replies, strict=True):
-            if reply is not None:
-                self._remember(_Entry(key, reply, ttl_seconds))
-        return {key for key, reply in zip(wanted, replies, strict=True) if reply is None}
+        wanted = [key for key in dict.fromkeys(keys) if self._memory.get(key) is None]
+        times_forgotten = self._times_forgotten
+        found = await self._shared.find_many(wanted)
+        # What was forgotten or loaded meanwhile is newer than what was found.
+        if self._times_forgotten == times_forgotten:
+            for key, reply in found.items():
+                if self._memory.get(key) is None:
+                    self._remember(key, reply, ttl_seconds)
+        return {key for key in wanted if key not in found}
 
     async def forget(self, key: str) -> None:
-        """Drop a reply everywhere; a load under way will not be remembered."""
+        """Drop a reply here and in the shared cache; a load under way will not be remembered."""
+        self._times_forgotten += 1
         self._flights.pop(key, None)
-        self._memory.pop(key, None)
+        self._memory.drop(key)
         if self._shared is not None:
             await self._shared.delete(key)
 
@@ -121,37 +124,56 @@ class ReplyCache:
             await self._shared.close()
 
     async def _fill(
-        self, key: str, load: Load, ttl_seconds: float, not_shared: bool
+        self, key: str, load: Load, ttl_seconds: float, memory_ttl: float, not_shared: bool
     ) -> bytes | None:
-        if self._shared is not None and not not_shared:
-            reply = await self._shared.get(key)
-            if reply is not None:
-                self._remember_own(_Entry(key, reply, ttl_seconds))
-                return reply
-        reply = await load()
-        if reply is None:
-            self._remember_own(_Entry(key, None, min(MISSING_TTL_SECONDS, ttl_seconds)))
-        elif self._remember_own(_Entry(key, reply, ttl_seconds)) and self._shared is not None:
-            await self._shared.put(key, reply, ttl_seconds)
-            if not self._is_current(key):
-                # Dropped while it was put there: that may have come after the deletion.
-                await self._shared.delete(key)
+        shared, lease = self._shared, None
+        # With leases it is asked again, as that takes the lease where there is still nothing.
+        if shared is not None and (shared.leasing or not not_shared):
+            found = await shared.find(key)
+            if isinstance(found, Lease):
+                lease = found
+            elif found is not None:
+                if self._is_current(key):
+                    self._remember(key, found, memory_ttl)
+                return None if isinstance(found, Missing) else found
+        if shared is None or lease is None:
+            reply = await self._load(load)
+        else:
+            reply = await self._load_for_all(shared, lease, load)
+        if self._is_current(key):
+            self._remember(key, MISSING if reply is None else reply, memory_ttl)
+            if shared is not None:
+                shared_ttl = min(self._missing_ttl, ttl_seconds) if reply is None else ttl_seconds
+                shared.put(key, reply, shared_ttl, lease)
         return reply
+
+    async def _load(self, load: Load) -> bytes | None:
+        outcome = "error"
+        try:
+            reply = await load()
+            outcome = "missing" if reply is None else "found"
+            return reply
+        finally:
+            CACHE_LOADS.labels(outcome).inc()
+
+    async def _load_for_all(self, shared: SharedCache, lease: Lease, load: Load) -> bytes | None:
+        stop_keeping = shared.keep(lease)
+        try:
+            return await self._load(load)
+        except BaseException:
+            shared.give_up(lease)
+            raise
+        finally:
+            stop_keeping()
 
     def _is_current(self, key: str) -> bool:
         """Whether the running flight is still the one whose reply counts."""
         return self._flights.get(key) is asyncio.current_task()
 
-    def _remember_own(self, entry: _Entry) -> bool:
-        """Remember what the running flight found, unless its key was dropped since."""
-        current = self._is_current(entry.key)
-        if current:
-            self._remember(entry)
-        return current
-
-    def _remember(self, entry: _Entry) -> None:
-        if entry.size <= self._memory.maxsize:
-            self._memory[entry.key] = entry
+    def _remember(self, key: str, reply: bytes | Missing, ttl_seconds: float) -> None:
+        if reply is MISSING:
+            ttl_seconds = min(self._missing_ttl, ttl_seconds)
+        self._memory.keep(key, reply, ttl_seconds)
 
     def _landed(self, key: str, flight: asyncio.Task[bytes | None]) -> None:
         if self._flights.get(key) is flight:
