@@ -167,7 +167,11 @@ def _class_of_results(data: bytes, source: str) -> type[SimulationResults]:
     name = _class_name(value)
     if name == "AttentionSimulationResults":
         return AttentionSimulationResults
-    heads = isinstance(value, dict) and bool({"attention_head_id", "attention_id"} & value.keys())
+    heads = (
+        isinstance(value, dict)
+        and bool({"attention_head_id", "attention_id"} & value.keys())
+        and "neuron_id" not in value
+    )
     if heads and name != "NeuronSimulationResults":
         return AttentionSimulationResults
     return NeuronSimulationResults

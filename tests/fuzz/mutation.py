@@ -15,6 +15,18 @@ from tests.fuzz.targets import REQUESTS
 
 Mutate = Callable[[bytes, int], bytes]
 
+# What changed fields may raise where they are to be those of a message.
+_UNFIT = (
+    DecodeError,
+    json_format.Error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    SystemError,
+    TypeError,
+    ValueError,
+)
+
 _VALUES: list[Any] = [
     None, True, False, 0, 1, -1, -0.0, 0.5, 1e308, -1e-320, float("nan"), float("inf"),
     2**31, 2**63 - 1, 2**63, 10**300, 1.0, "", "a", "1", "007", "\ud800", "\ufffd", "\u2028",
@@ -62,7 +74,7 @@ def mutated_request(data: bytes, max_size: int, seed: int, bytewise: Mutate) -> 
         fields = json_format.MessageToDict(kind.FromString(data[1:]))
         fields = without_surrogates(_changed(fields, chance))
         message = json_format.ParseDict(fields, kind(), ignore_unknown_fields=True)
-    except (DecodeError, json_format.Error, ValueError, TypeError, AttributeError):
+    except _UNFIT:
         return bytewise(data, max_size)
     changed = data[:1] + message.SerializeToString()
     return changed if len(changed) <= max_size else bytewise(data, max_size)

@@ -53,7 +53,7 @@ def results(data: bytes) -> Any:
     _need(isinstance(value, dict))
     name = value.get("dataclass_name")
     if name == "AttentionSimulationResults" or (
-        name != "NeuronSimulationResults" and heads & value.keys()
+        name != "NeuronSimulationResults" and heads & value.keys() and "neuron_id" not in value
     ):
         return _attention_results(value)
     return _neuron_results(value)
