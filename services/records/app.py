@@ -15,6 +15,7 @@ from services.records.caching.shared_cache import SharedCache
 from services.records.convert import encoders
 from services.records.datasets import DatasetRegistry
 from services.records.reading import RecordReader
+from services.records.search.search import ExplanationSearch
 from services.records.service import RecordReaderService
 from services.records.storage.blobs import Blobs
 from services.records.storage.folders import is_remote
@@ -47,9 +48,16 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
         ttl_seconds=deployment.cache.ttl_seconds,
         max_reply_bytes=deployment.limits.message_megabytes * MEBIBYTE,
     )
+    search = ExplanationSearch(
+        reader.registry,
+        blobs,
+        deployment.search,
+        max_reply_bytes=deployment.limits.message_megabytes * MEBIBYTE,
+    )
     try:
-        service = RecordReaderService(reader, writer)
-        yield [RpcService(SERVICE, service, service.kept_replies)]
+        async with search.running():
+            service = RecordReaderService(reader, writer, search)
+            yield [RpcService(SERVICE, service, service.kept_replies)]
     finally:
         await reader.close()
         writer.close()

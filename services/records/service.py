@@ -15,12 +15,13 @@ from services.records.convert import (
     view_of,
 )
 from services.records.reading import RecordReader
+from services.records.search.messages import hits_message, query_of
+from services.records.search.search import ExplanationSearch
 from services.records.served_requests import ServedRequests
 from services.records.simulation_messages import result_messages, stored_simulation
 from services.records.storage import listing
 from services.records.storage.folders import Folder
 from services.records.storage.writing import ExplanationWriter
-from shared.errors import Unimplemented
 from shared.formats.simulations import ScoredExplanation
 from shared.rpc.interceptors.kept_replies import KeptReply
 from shared.rpc.interceptors.wrapping import Context
@@ -29,9 +30,12 @@ from shared.rpc.interceptors.wrapping import Context
 class RecordReaderService:
     """Serves the contract's RecordReader; records and explanations go out as cached bytes."""
 
-    def __init__(self, reader: RecordReader, writer: ExplanationWriter) -> None:
+    def __init__(
+        self, reader: RecordReader, writer: ExplanationWriter, search: ExplanationSearch
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._search = search
         self._token_records = ServedRequests(reader)
         self._token_pair_records = ServedRequests(reader)
 
@@ -136,13 +140,17 @@ class RecordReaderService:
         scored = ScoredExplanation(request.explanation, simulation)
         replaced = await self._writer.put(component, folder, scored)
         await self._reader.forget_explanations(component, folder)
+        self._search.changed(component, folder)
         return v1.PutExplanationResponse(replaced=replaced)
 
     async def SearchExplanations(
         self, request: v1.SearchExplanationsRequest, context: Context
     ) -> v1.SearchExplanationsResponse:
-        """Not served by this release."""
-        raise Unimplemented("Searching explanations is not served by this release.")
+        """Explanations that match, best first."""
+        name = "dataset.derived_scalar_type"
+        scalar_type = scalar_type_of(request.dataset.derived_scalar_type, name)
+        hits = await self._search.search(request.dataset.dataset, scalar_type, query_of(request))
+        return hits_message(hits)
 
     def _folder(self, dataset: v1.DatasetId) -> Folder:
         scalar_type = scalar_type_of(dataset.derived_scalar_type, "dataset.derived_scalar_type")

@@ -14,9 +14,8 @@ import pytest
 import yaml
 
 import neuropil
-from neuropil.names import component_id
 from neuropil.records import v1 as records
-from shared.errors import FailedPrecondition
+from shared.errors import FailedPrecondition, Unimplemented
 from shared.rpc.interceptors.errors import INTERNAL_TEXT
 from shared.rpc.server import RpcService, ServerOptions, start_server
 from tests.load.processes import REPOSITORY, server
@@ -98,16 +97,13 @@ def test_data_loss_names_file_and_field(client: neuropil.Client, index: int, fie
     assert field in error.metadata.get("field", "")
 
 
-def test_unimplemented_says_so(client: neuropil.Client) -> None:
-    request = records.SearchExplanationsRequest(
-        dataset=records.DatasetId(
-            dataset="demo",
-            derived_scalar_type=component_id("mlp_post_act", 0, 0).derived_scalar_type,
-        ),
-        query="cats",
-    )
-    with pytest.raises(neuropil.NeuropilError) as caught, neuropil.errors.translated():
-        client.records.stub.SearchExplanations(request)
+def test_unimplemented_says_so() -> None:
+    with (
+        answering(Unimplemented("not served by this release")) as address,
+        neuropil.connect(records=address) as connected,
+        pytest.raises(neuropil.NeuropilError) as caught,
+    ):
+        connected.records.datasets()
     error = shown(caught.value)
     assert (error.code, error.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED_YET")
 

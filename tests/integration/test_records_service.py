@@ -623,16 +623,6 @@ async def test_scored_attention_simulations(stub: Any, world: World) -> None:
     assert (await failure_of(stub.GetScoredSimulations(missing))).code == "NOT_FOUND"
 
 
-async def test_searching_is_not_served_yet(stub: Any) -> None:
-    request = v1.SearchExplanationsRequest(
-        dataset=v1.DatasetId(
-            dataset="pub", derived_scalar_type=component_id(MLP, 0, 0).derived_scalar_type
-        ),
-        query="x",
-    )
-    assert (await failure_of(stub.SearchExplanations(request))).code == "UNIMPLEMENTED"
-
-
 @pytest.fixture
 def cache_server() -> Iterator[ValkeyServer]:
     server = ValkeyServer()

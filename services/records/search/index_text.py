@@ -13,7 +13,8 @@ from shared.errors import InvalidArgument
 
 Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
 
-_MAX_WORD_BYTES = 80
+# As long as a query may be: scripts without spaces make words of whole clauses.
+_MAX_WORD_BYTES = 4097
 _WRITER_BYTES = 32_000_000
 _EXACT_WEIGHT = 0.5
 _STEMS, _WORDS = "stems", "words"

@@ -82,6 +82,7 @@ class Scanner:
                 path = folder.path.rstrip("/")
                 if path not in scanned:
                     scanned[path] = await self._scan_folder(folder)
+            await self._run(self._index.commit)
             read = all(scanned[folder.path.rstrip("/")] for folder in sources.folders)
             sources.read_through = sources.read_through or (listed and read)
         for path, number in (await self._run(self._index.store.folders)).items():
@@ -168,7 +169,7 @@ class Scanner:
                 *(self._read(folder, file, found[file], in_scan=True) for file in part)
             )
             whole = whole and all(read)
-            if start // _READS_AT_ONCE % (_COMMIT_FILES // _READS_AT_ONCE) == 0:
+            if (start + _READS_AT_ONCE) % _COMMIT_FILES == 0:
                 await self._run(self._index.commit)
             await asyncio.sleep(time.monotonic() - began)
         return whole

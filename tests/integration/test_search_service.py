@@ -1,0 +1,351 @@
+"""Search over explanations, through the stub of a real record service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuropil.channel import open_aio_channel
+from neuropil.errors import NeuropilError, atranslated
+from neuropil.names import DERIVED_SCALAR_TYPES, component_id
+from neuropil.records import v1
+from neuropil.simulation import v1 as simulation
+from neuropil.tensors import to_tensor
+from services.records.app import record_services
+from shared.formats.encoding import encode, write_atomically
+from shared.formats.records import NeuronId
+from shared.formats.simulations import (
+    NeuronSimulationResults,
+    ScoredExplanation,
+    ScoredSimulation,
+)
+from shared.rpc.server import ServerOptions, start_server
+from shared.settings import Dataset, Deployment, Search
+from tests.conftest import REPOSITORY
+
+MLP = "mlp_post_act"
+
+
+def explain(folder: Path, layer: int, index: int, *texts: tuple[str, float | None]) -> Path:
+    path = folder / str(layer) / f"{index}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    explanations = [ScoredExplanation(text, ScoredSimulation([], score)) for text, score in texts]
+    write_atomically(path, encode(NeuronSimulationResults(NeuronId(index, layer), explanations)))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    explain(tmp_path / "expl", 0, 0, ("words about cats and dogs", 0.5), ("nothing", None))
+    explain(tmp_path / "expl", 0, 1, ("the verb 'running'", 0.25))
+    explain(tmp_path / "expl", 3, 7, ("cats", -0.5))
+    explain(tmp_path / "cached" / "a", 1, 2, ("cats again", 0.75))
+    explain(tmp_path / "other", 0, 0, ("cats of another dataset", 0.5))
+    return tmp_path
+
+
+def deployment(root: Path, **search: Any) -> Deployment:
+    def dataset(name: str, **more: Any) -> Dataset:
+        return Dataset(
+            short_name=name,
+            derived_scalar_type=MLP,
+            user_visible_name=name,
+            neuron_dataset_path=str(root / "records" / name),
+            **more,
+        )
+
+    return Deployment(
+        datasets=(
+            dataset(
+                "demo",
+                explanation_dataset_paths=(str(root / "expl"),),
+                cached_explanations_path=str(root / "cached"),
+            ),
+            dataset("other", explanation_dataset_paths=(str(root / "other"),)),
+            dataset("empty"),
+        ),
+        allowed_path_prefixes=(str(root / "open"),),
+        search=Search(**({"rescan_seconds": 0.1, "semantic": False} | search)),
+    )
+
+
+@asynccontextmanager
+async def serving(configured: Deployment) -> AsyncIterator[Any]:
+    async with record_services(configured) as services:
+        running = await start_server(services, ServerOptions("records"))
+        try:
+            async with open_aio_channel(f"127.0.0.1:{running.port}") as channel:
+                yield v1.RecordReaderStub(channel)
+        finally:
+            await running.drain(5)
+
+
+@pytest.fixture
+async def stub(root: Path) -> AsyncIterator[Any]:
+    async with serving(deployment(root)) as opened:
+        await complete(opened, "cats")
+        yield opened
+
+
+def request(query: str, dataset: str = "demo", **more: Any) -> v1.SearchExplanationsRequest:
+    scalar_type = more.pop("derived_scalar_type", MLP)
+    return v1.SearchExplanationsRequest(
+        dataset=v1.DatasetId(
+            dataset=dataset, derived_scalar_type=DERIVED_SCALAR_TYPES.value(scalar_type)
+        ),
+        query=query,
+        **more,
+    )
+
+
+async def complete(stub: Any, query: str, **more: Any) -> v1.SearchExplanationsResponse:
+    """The answer, once everything is indexed."""
+    async with asyncio.timeout(90):
+        while True:
+            async with atranslated():
+                answer = await stub.SearchExplanations(request(query, **more), timeout=60)
+            if answer.index.complete:
+                return answer
+            await asyncio.sleep(0.05)
+
+
+async def eventually(stub: Any, query: str, texts: set[str]) -> None:
+    async with asyncio.timeout(30):
+        found = None
+        while found != texts:
+            found = texts_of(await stub.SearchExplanations(request(query)))
+            await asyncio.sleep(0.05)
+
+
+def scored_message() -> simulation.ScoredSimulation:
+    scores = simulation.Scores(ev_correlation=simulation.Score(value=0.5))
+    sequence = simulation.ScoredSequenceSimulation(
+        simulation=simulation.SequenceSimulation(
+            tokens=["a", "b"],
+            expected_activations=to_tensor([0.0, 3.0]),
+            activation_scale=simulation.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
+        ),
+        true_activations=to_tensor([0.0, 3.0]),
+        scores=scores,
+    )
+    return simulation.ScoredSimulation(sequences=[sequence], scores=scores)
+
+
+def texts_of(answer: v1.SearchExplanationsResponse) -> set[str]:
+    return {hit.explanation.text for hit in answer.hits}
+
+
+async def refused(stub: Any, **wrong: Any) -> NeuropilError:
+    with pytest.raises(NeuropilError) as caught:
+        async with atranslated():
+            await stub.SearchExplanations(request(**wrong))
+    return caught.value
+
+
+async def test_hits_have_component_score_and_dataset_best_first(stub: Any, root: Path) -> None:
+    answer = await stub.SearchExplanations(request("cat"))
+    assert answer.hits[0].explanation.text == "cats"
+    assert texts_of(answer) == {"cats", "cats again", "words about cats and dogs"}
+    relevances = [hit.relevance for hit in answer.hits]
+    assert relevances == sorted(relevances, reverse=True)
+    assert relevances[-1] > 0
+    assert answer.num_matches == 3
+    by_text = {hit.explanation.text: hit for hit in answer.hits}
+    first = by_text["cats"]
+    assert first.component == component_id(MLP, 3, 7)
+    assert first.explanation.score == -0.5
+    assert first.explanation.dataset == str(root / "expl")
+    again = by_text["cats again"]
+    assert again.explanation.dataset == str(root / "cached" / "a")
+    assert again.explanation.dataset_name == "a"
+    assert answer.index == v1.SearchIndex(num_explanations=5, num_indexed=5, complete=True)
+
+
+async def test_a_search_stays_in_its_dataset(stub: Any) -> None:
+    other = await complete(stub, "cats", dataset="other")
+    assert texts_of(other) == {"cats of another dataset"}
+    assert other.index.num_explanations == 1
+    assert not (await complete(stub, "cats", dataset="empty")).hits
+
+
+async def test_filters(stub: Any) -> None:
+    by_layer = await stub.SearchExplanations(request("cats", layer_indices=[1, 3]))
+    assert texts_of(by_layer) == {"cats", "cats again"}
+    by_score = await stub.SearchExplanations(request("cats nothing", min_score=0.5))
+    assert texts_of(by_score) == {"cats again", "words about cats and dogs"}
+    assert not (await stub.SearchExplanations(request("cats", layer_indices=[9]))).hits
+    negative = await stub.SearchExplanations(request("cats", min_score=-0.5))
+    assert len(negative.hits) == 3
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        '"cats',
+        "cats)",
+        "(cats",
+        "cats:",
+        "stems:cats +[",
+        "cats AND (",
+        "-cats",
+        "cats~^*",
+        "\0cats",
+    ],
+)
+async def test_nothing_in_a_query_is_syntax(stub: Any, query: str) -> None:
+    assert "cats" in texts_of(await stub.SearchExplanations(request(query)))
+
+
+async def test_a_field_name_in_a_query_selects_nothing(stub: Any) -> None:
+    assert not (await stub.SearchExplanations(request("folder:1 OR id:[0 TO 9]"))).hits
+
+
+@pytest.mark.parametrize("query", ["قطط", "東京", "x" * 4096, "a " * 2048, "é" * 2000, "cat\u200b"])
+async def test_unusual_queries_are_answered(stub: Any, query: str) -> None:
+    await stub.SearchExplanations(request(query))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "field"),
+    [
+        ({"query": "   "}, "INVALID_ARGUMENT", "query"),
+        ({"query": "🙂 :: !"}, "INVALID_ARGUMENT", "query"),
+        ({"query": ""}, "INVALID_ARGUMENT", "query"),
+        ({"query": "x" * 4097}, "INVALID_ARGUMENT", "query"),
+        ({"query": "x", "page_size": -1}, "INVALID_ARGUMENT", "page_size"),
+        ({"query": "x", "page_size": 1001}, "INVALID_ARGUMENT", "page_size"),
+        ({"query": "x", "page_token": "garbage"}, "INVALID_ARGUMENT", "page_token"),
+        ({"query": "x", "page_token": "東"}, "INVALID_ARGUMENT", "page_token"),
+        ({"query": "x", "layer_indices": [-1]}, "INVALID_ARGUMENT", "layer_indices[0]"),
+        ({"query": "x", "min_score": float("nan")}, "INVALID_ARGUMENT", "min_score"),
+        ({"query": "x", "min_score": float("inf")}, "INVALID_ARGUMENT", "min_score"),
+        ({"query": "x", "mode": 9}, "INVALID_ARGUMENT", "mode"),
+        ({"query": "x", "dataset": "nobody"}, "NOT_FOUND", "dataset.dataset"),
+        ({"query": "x", "dataset": "/etc/x"}, "INVALID_ARGUMENT", "dataset.dataset"),
+        (
+            {"query": "x", "derived_scalar_type": "attn_write_norm"},
+            "INVALID_ARGUMENT",
+            "dataset.dataset",
+        ),
+    ],
+)
+async def test_wrong_requests_name_the_field(
+    stub: Any, wrong: dict[str, Any], code: str, field: str
+) -> None:
+    error = await refused(stub, **wrong)
+    assert (error.code, error.field) == (code, field)
+
+
+async def test_pages_hold_every_hit_once_in_a_stable_order(root: Path) -> None:
+    for index in range(130):
+        explain(root / "expl", 5, index, ("the same zebra", 0.1), (f"zebra number {index}", 0.2))
+    async with serving(deployment(root)) as stub:
+        whole = await complete(stub, "zebra", page_size=1000)
+        assert len(whole.hits) == whole.num_matches == 260
+        assert not whole.next_page_token
+        assert len((await stub.SearchExplanations(request("zebra"))).hits) == 50
+        paged: list[Any] = []
+        token = ""
+        while True:
+            page = await stub.SearchExplanations(request("zebra", page_size=7, page_token=token))
+            paged += page.hits
+            token = page.next_page_token
+            if not token:
+                break
+            assert len(page.hits) == 7
+        assert paged == list(whole.hits)
+        tied = [hit.component.component_index for hit in paged if "same" in hit.explanation.text]
+        assert tied == list(range(130))
+        token = (await stub.SearchExplanations(request("zebra", page_size=1))).next_page_token
+        for other in (
+            {"query": "zebras"},
+            {"query": "zebra", "layer_indices": [5]},
+            {"query": "zebra", "dataset": "other"},
+            {"query": "zebra", "page_token": token[:-2] + "AA"},
+        ):
+            error = await refused(stub, **({"page_token": token} | other))
+            assert (error.code, error.field) == ("INVALID_ARGUMENT", "page_token")
+
+
+async def test_files_that_come_change_and_go_are_followed(stub: Any, root: Path) -> None:
+    path = explain(root / "expl", 8, 1, ("a giraffe", 0.5))
+    explain(root / "cached" / "b", 8, 2, ("another giraffe", 0.5))
+    await eventually(stub, "giraffe", {"a giraffe", "another giraffe"})
+    explain(root / "expl", 8, 1, ("a tall giraffe", 0.5))
+    await eventually(stub, "giraffe", {"a tall giraffe", "another giraffe"})
+    path.unlink()
+    await eventually(stub, "giraffe", {"another giraffe"})
+    (root / "cached" / "b" / "8" / "2.jsonl").unlink()
+    await eventually(stub, "giraffe", set())
+
+
+async def test_a_corrupt_file_is_counted_and_left_out(stub: Any, root: Path) -> None:
+    path = explain(root / "expl", 8, 1, ("a giraffe", 0.5))
+    await eventually(stub, "giraffe", {"a giraffe"})
+    path.write_bytes(path.read_bytes()[:-20])
+    await eventually(stub, "giraffe", set())
+    answer = await complete(stub, "cats")
+    assert answer.index.num_unreadable_files == 1
+    assert len(answer.hits) == 3
+
+
+async def test_what_is_put_is_found_at_once(root: Path) -> None:
+    async with serving(deployment(root, rescan_seconds=3600)) as stub:
+        await complete(stub, "cats")
+        for folder in ("expl", "cached/a", "cached/new"):
+            put = v1.PutExplanationRequest(
+                component=component_id(MLP, 4, 4),
+                explanation_dataset=str(root / folder),
+                explanation=f"an okapi in {folder}",
+                scored_simulation=scored_message(),
+            )
+            async with atranslated():
+                await stub.PutExplanation(put)
+            found = await stub.SearchExplanations(request("okapi"))
+            assert f"an okapi in {folder}" in texts_of(found)
+        assert len(found.hits) == 3
+        assert {hit.explanation.score for hit in found.hits} == {0.5}
+
+
+async def test_search_by_meaning_that_is_off_says_so(stub: Any) -> None:
+    error = await refused(stub, query="cats", mode=v1.SEARCH_MODE_SEMANTIC)
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "SEMANTIC_SEARCH_OFF")
+
+
+async def test_search_by_meaning_that_is_not_installed_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.records.search.search.is_installed", lambda: False)
+    async with serving(deployment(root, semantic=True)) as stub:
+        error = await refused(stub, query="cats", mode=v1.SEARCH_MODE_SEMANTIC)
+        assert (error.code, error.reason) == (
+            "FAILED_PRECONDITION",
+            "SEMANTIC_SEARCH_NOT_INSTALLED",
+        )
+        assert "neuropil-services[search]" in error.message
+        assert (await complete(stub, "cats")).hits
+
+
+async def test_words_of_the_demo_are_found(tmp_path: Path) -> None:
+    demo = REPOSITORY / "data" / "demo"
+    configured = Deployment(
+        datasets=(
+            Dataset(
+                short_name="demo",
+                derived_scalar_type=MLP,
+                user_visible_name="demo",
+                neuron_dataset_path=str(demo / "records" / "mlp"),
+                explanation_dataset_paths=(str(demo / "explanations"),),
+            ),
+        ),
+        search=Search(semantic=False),
+    )
+    async with serving(configured) as stub:
+        answer = await complete(stub, "def keyword")
+        assert answer.index.num_explanations == 31
+        assert "def" in answer.hits[0].explanation.text
