@@ -88,6 +88,23 @@ bench: setup ## Measure speed as ratios within one run
 fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new inputs are kept
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --keep
 
+.PHONY: faults-records
+faults-records: setup ## Let parts fail under load, 60 s each, and check every answer
+	$(BIN)/python -m tests.faults --seconds $(or $(SECONDS),60)
+
+.PHONY: load-records
+load-records: setup ## Many kinds of user at once: HOST=, USERS=, RATE= (a second), SECONDS=
+	$(BIN)/python -m tests.load.records_load --host '$(HOST)' --users $(or $(USERS),50) \
+	  --spawn-rate $(or $(RATE),20) --seconds $(or $(SECONDS),60)
+
+.PHONY: soak-records
+soak-records: setup ## 200,000 reads of all kinds: does the record service keep its size?
+	$(BIN)/python -m tests.load.soak
+
+.PHONY: fuzz
+fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new inputs are kept
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --keep
+
 .PHONY: clean
 clean: ## Remove everything that make made, but not report/
 	rm -rf .venv .venv-without-torch .mypy_cache .ruff_cache .pytest_cache .hypothesis build
