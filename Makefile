@@ -84,6 +84,10 @@ demo-data: setup ## Make data/demo again: text, tokenizer, model, autoencoders, 
 bench: setup ## Measure speed as ratios within one run
 	$(BIN)/python -m tests.load.bench
 
+.PHONY: bench-records
+bench-records: setup ## Measure reads of records against their targets
+	$(BIN)/python -m tests.load.bench records
+
 .PHONY: fuzz
 fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new inputs are kept
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --keep

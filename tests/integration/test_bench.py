@@ -9,8 +9,15 @@ from tests.load import gateway_bench, records_bench
 
 async def test_the_record_reader_is_measured() -> None:
     text = "\n".join(await records_bench.measure(scale=0.01))
-    for row in ("bare echo", "from memory", "from Redis", "cold"):
-        assert text.count(row) == 2
+    for row in (
+        "bare echo of the same size",
+        "echo behind the interceptors",
+        "from memory",
+        "from Redis",
+        "cold, from a local file",
+    ):
+        assert text.count(f"| {row} |") == 2
+    assert text.count("| pass |") + text.count("| miss |") == 11
 
 
 @pytest.mark.timeout(300)

@@ -1,7 +1,8 @@
-"""`python -m tests.load.echo BYTES`: the least that a Python gRPC server can do.
+"""`python -m tests.load.echo BYTES [surrounded]`: the least that a Python gRPC server can do.
 
 It answers every call with the same bytes: no interceptor, no parsing, no cache. What Neuropil's
-services are compared with.
+services are compared with. With `surrounded` it answers the record reader's methods, behind the
+interceptors of every service.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import grpc
 import grpc.aio
 import uvloop
 
+from neuropil.records.v1 import DESCRIPTOR
+from shared.logs import configure_logs
+from shared.rpc.server import RpcService, ServerOptions, start_server
+
 METHOD = "/echo/Echo"
 
 
@@ -26,7 +31,30 @@ class _Echo(grpc.GenericRpcHandler):
         self._handler = grpc.unary_unary_rpc_method_handler(answer)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return self._handler
+        # A client may ask for the server's health: there is none to be had.
+        return self._handler if handler_call_details.method == METHOD else None
+
+
+class _Servicer:
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+
+    def __getattr__(self, name: str) -> Any:
+        async def answer(request: Any, context: Any) -> bytes:
+            return self._payload
+
+        return answer
+
+
+async def surrounded(size: int) -> None:
+    """Serve the record reader's unary methods until SIGTERM, behind the usual interceptors."""
+    service = RpcService(DESCRIPTOR.services_by_name["RecordReader"], _Servicer(bytes(size)))
+    running = await start_server([service], ServerOptions("echo"))
+    print(f"serving echo 127.0.0.1:{running.port}", flush=True)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    await running.drain(0)
 
 
 async def main(size: int) -> None:
@@ -43,4 +71,6 @@ async def main(size: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1])))
+    configure_logs("echo")
+    serve = surrounded if "surrounded" in sys.argv else main
+    uvloop.run(serve(int(sys.argv[1])))

