@@ -21,7 +21,7 @@ from redis.connection import SSLConnection, parse_url
 from shared.errors import ConfigurationError
 
 OPERATION_SECONDS = 0.4
-"""How long a server may take for a command, besides the time that its reply's bytes take."""
+"""How long a server may take for a command, besides the time that its bytes take."""
 
 SLOWEST_BYTES_PER_SECOND = 20e6
 MAX_REPLY_BYTES = 64 * 2**20
@@ -92,6 +92,8 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext:
 class _Pending:
     reply: asyncio.Future[Any]
     sent_at: float
+    size: int
+    sent_before: int
     received_before: int
 
 
@@ -110,6 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pending: deque[_Pending] = deque()
         self._outgoing: list[bytes] = []
         self._received = 0
+        self._unanswered = 0
         self._watch: asyncio.TimerHandle | None = None
         self._transport: asyncio.WriteTransport | None = None
         self.failure: ConnectionFailed | None = None
@@ -129,7 +132,11 @@ class Connection(asyncio.BufferedProtocol):
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.extend(encoded)
-        self._pending.append(_Pending(reply, self._loop.time(), self._received))
+        size = sum(map(len, encoded))
+        self._unanswered += size
+        self._pending.append(
+            _Pending(reply, self._loop.time(), size, self._unanswered, self._received)
+        )
         if self._watch is None:
             self._watch = self._loop.call_later(OPERATION_SECONDS, self._check_time)
         return reply
@@ -166,6 +173,7 @@ class Connection(asyncio.BufferedProtocol):
                     self.close("the server answered what nobody asked")
                     return
                 asked = self._pending.popleft()
+                self._unanswered -= asked.size
                 if not asked.reply.done():
                     asked.reply.set_result(reply)
         except (hiredis.ProtocolError, UnicodeDecodeError):
@@ -194,8 +202,8 @@ class Connection(asyncio.BufferedProtocol):
         if not self._pending:
             return
         oldest = self._pending[0]
-        received = self._received - oldest.received_before
-        ends_at = oldest.sent_at + OPERATION_SECONDS + received / SLOWEST_BYTES_PER_SECOND
+        moved = oldest.sent_before + self._received - oldest.received_before
+        ends_at = oldest.sent_at + OPERATION_SECONDS + moved / SLOWEST_BYTES_PER_SECOND
         left = ends_at - self._loop.time()
         if left > 0:
             self._watch = self._loop.call_later(left, self._check_time)
