@@ -113,6 +113,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 NEEDS_TORCH = ("test_scalars_", "test_simulation_", "test_demo_", "test_collate_", "test_readme")
 """Beginnings of the names of test files whose subjects compute."""
 
+collect_ignore_glob: list[str] = []
 if find_spec("torch") is None:
     # Their imports alone would fail.
-    collect_ignore_glob = [f"*/{name}*" for name in NEEDS_TORCH]
+    collect_ignore_glob += [f"*/{name}*" for name in NEEDS_TORCH]
+if find_spec("atheris") is None:
+    # The corpus is replayed without it; only development installs it.
+    collect_ignore_glob.append("*/test_fuzz_run*")

@@ -80,7 +80,7 @@ def decode_simulation_results(data: bytes, source: str) -> SimulationResults:
     Explanations that are null are left out. Raises DataLoss as `decode_neuron_record` does, also
     where the file is empty or has a second line that is not blank.
     """
-    _check_memory(data, source, _TYPED_COST)
+    _check_memory(data, source)
     lines = [line for line in data.split(b"\n") if line.strip()]
     if len(lines) != 1:
         found = f"{len(lines)} lines" if lines else "nothing"
@@ -100,7 +100,7 @@ def corrupt(source: str, what: str, field: str = "") -> DataLoss:
 
 
 def _decode(data: bytes, cls: type[_Class], source: str) -> _Class:
-    _check_memory(data, source, _TYPED_COST)
+    _check_memory(data, source)
     try:
         decoded: _Class = _DECODERS[cls].decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -108,29 +108,39 @@ def _decode(data: bytes, cls: type[_Class], source: str) -> _Class:
     return decoded
 
 
-def _check_memory(data: bytes, source: str, cost: tuple[int, int, int, int]) -> None:
-    """ResourceExhausted where `data` may take more than MAX_PARSED_BYTES once it is parsed."""
-    if len(data) <= _SURELY_SMALL:
-        return
-    comma, bracket, brace, byte = cost
-    estimate = (
+def memory_bound(data: bytes, *, lenient: bool) -> int:
+    """Bytes of memory that parsing `data` takes at most, by what is in it.
+
+    `lenient` is the slower reading, of what today's classes do not fit.
+    """
+    comma, bracket, brace, byte = _LENIENT_COST if lenient else _TYPED_COST
+    bound = (
         data.count(b",") * comma
         + data.count(b"[") * bracket
         + data.count(b"{") * brace
         + len(data) * byte
     )
-    if estimate > MAX_PARSED_BYTES:
+    # Text without halves of surrogate pairs is a copy of what was parsed.
+    return 2 * bound if lenient and _SURROGATE.search(data) else bound
+
+
+def _check_memory(data: bytes, source: str, *, lenient: bool = False) -> None:
+    """ResourceExhausted where `data` may take more than MAX_PARSED_BYTES once it is parsed."""
+    if len(data) <= _SURELY_SMALL:
+        return
+    bound = memory_bound(data, lenient=lenient)
+    if bound > MAX_PARSED_BYTES:
         raise ResourceExhausted(
-            f"{source} may take {estimate} bytes of memory to read; at most {MAX_PARSED_BYTES} "
+            f"{source} may take {bound} bytes of memory to read; at most {MAX_PARSED_BYTES} "
             "are used for a file.",
             reason="FILE_TOO_LARGE",
-            metadata={"file": source, "bytes": str(estimate), "limit": str(MAX_PARSED_BYTES)},
+            metadata={"file": source, "bytes": str(bound), "limit": str(MAX_PARSED_BYTES)},
         )
 
 
 def _parse(data: bytes, source: str) -> Any:
     """The JSON value in `data`, with bare NaN, Infinity and -Infinity as floats."""
-    _check_memory(data, source, _LENIENT_COST)
+    _check_memory(data, source, lenient=True)
     if not data.strip():
         raise corrupt(source, "is empty, where a JSON object was to be")
     try:
