@@ -1,4 +1,4 @@
-"""The routes that run a model or a simulator, over a socket, on services that note their calls."""
+"""The routes that run a model, over a socket, on services that note their calls."""
 
 from __future__ import annotations
 
@@ -8,132 +8,21 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from google.protobuf import text_format
 
 from neuropil import names
-from neuropil.common import v1 as common
-from neuropil.records import v1 as records_v1
 from neuropil.scalars import v1
-from neuropil.simulation import v1 as simulation_v1
-from neuropil.tensors import to_tensor
 from shared import errors
-from tests.integration.gateway_running import Servicer, gateway_to
-
-PROMPT = {"prompt": "The cat"}
-SPEC = {"dst": "mlp_post_act", "layerIndex": 1, "activationIndex": 3}
-ACTIVATION_INDEX = {
-    "activationLocationType": "attn.qk_probs",
-    "tensorIndices": [0, "All", "2"],
-    "layerIndex": 1,
-    "passType": "backward",
-}
-NODE_INDEX = {
-    "nodeType": "attention_head",
-    "tensorIndices": [2, None, 1],
-    "layerIndex": 3,
-    "passType": "forward",
-}
-
-
-class Scalars(Servicer):
-    """Notes its requests and answers with two tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[Any] = []
-        self.failure: errors.NeuropilError | None = None
-        self.release = asyncio.Event()
-        self.cancelled = asyncio.Event()
-        self.waits = False
-
-    async def DeriveComponent(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        if self.waits:
-            try:
-                await self.release.wait()
-            except asyncio.CancelledError:
-                self.cancelled.set()
-                raise
-        if self.failure is not None:
-            raise self.failure
-        return v1.DeriveComponentResponse(
-            inference=v1.InferenceResult(seconds=0.1, token_ids=[1, 2], tokens=["The", " cat"]),
-            scalars=v1.ComponentScalars(
-                activations=to_tensor(np.float32([-1.0, 2.0])),
-                nodes=v1.NodeTable(
-                    node_types=[names.NODE_TYPES.value("mlp_neuron")] * 2,
-                    tensor_indices=[0, 3, -1, 1, 3, -1],
-                    layer_indices=[1, 1],
-                    pass_type=names.PASS_TYPES.value("forward"),
-                ),
-                top_tokens=v1.TopTokens(
-                    top=[v1.ScoredToken(token="x", scalar=2.0, normalized_scalar=1.0)],
-                    bottom=[v1.ScoredToken(token="y", scalar=-1.0, normalized_scalar=-0.5)],
-                ),
-            ),
-        )
-
-    async def ListTopNodes(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        return v1.ListTopNodesResponse()
-
-    async def GetModelInfo(self, request: Any, context: Any) -> Any:
-        return v1.GetModelInfoResponse(
-            name="tiny",
-            layer_count=4,
-            autoencoders=[
-                v1.AutoencoderInfo(
-                    name="attention-ae",
-                    node_type=names.NODE_TYPES.value("attention_autoencoder_latent"),
-                )
-            ],
-        )
-
-
-class Records(Servicer):
-    """Has one record by token, and one by token pair."""
-
-    async def BatchGetRecords(self, request: Any, context: Any) -> Any:
-        (component,) = request.components
-        if component.component_index == 9:
-            failure = records_v1.Failure(
-                code="NOT_FOUND", reason="RECORD_NOT_FOUND", message="No record of it."
-            )
-            yield records_v1.BatchGetRecordsResponse(failure=failure)
-        elif component.component_index == 8:
-            raise errors.InvalidArgument(
-                "components[0].layer_index: no", field="components[0].layer_index"
-            )
-        elif component.derived_scalar_type == common.DERIVED_SCALAR_TYPE_ATTN_WRITE_NORM:
-            pairs = records_v1.GetTokenPairRecordResponse(max_activation=8.0)
-            yield records_v1.BatchGetRecordsResponse(token_pair_record=pairs)
-        else:
-            tokens = records_v1.GetTokenRecordResponse(max_activation=4.0)
-            yield records_v1.BatchGetRecordsResponse(token_record=tokens)
-
-
-class Simulation(Servicer):
-    """Reports progress, then the score that it was made with."""
-
-    def __init__(self, score: float | None) -> None:
-        super().__init__()
-        self.score = score
-        self.requests: list[Any] = []
-
-    async def ScoreExplanation(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        for done in range(3):
-            yield simulation_v1.ScoreExplanationResponse(
-                progress=simulation_v1.Progress(completed=done, total=3, stage="simulate")
-            )
-        yield simulation_v1.ScoreExplanationResponse(
-            result=simulation_v1.ScoredExplanation(
-                preferred_score=simulation_v1.Score(value=self.score),
-                provenance=simulation_v1.ScoreProvenance(dataset="/records"),
-            )
-        )
+from tests.integration.gateway_inference import (
+    ACTIVATION_INDEX,
+    NODE_INDEX,
+    PROMPT,
+    Records,
+    Scalars,
+    derive,
+)
+from tests.integration.gateway_running import gateway_to
 
 
 @pytest.fixture
@@ -145,13 +34,6 @@ def scalars() -> Scalars:
 async def client(scalars: Scalars) -> AsyncIterator[httpx.AsyncClient]:
     async with gateway_to(records=Records(), scalars=scalars) as connected:
         yield connected
-
-
-def derive(spec: dict[str, Any] | None = None, **inference: Any) -> dict[str, Any]:
-    return {
-        "inferenceRequestSpec": PROMPT | inference,
-        "derivedScalarsRequestSpec": SPEC | (spec or {}),
-    }
 
 
 async def test_an_inference_is_translated_whole(
@@ -459,54 +341,3 @@ async def test_without_a_model_it_is_503_that_says_so(route: str) -> None:
         answer = await client.post(route, json=derive())
         assert answer.status_code == 503
         assert answer.json()["reason"] == "MODEL_NOT_CONFIGURED"
-
-
-SCORE = {
-    "dst": "mlp_post_act",
-    "layerIndex": 0,
-    "activationIndex": 1,
-    "datasets": ["demo"],
-    "explanation": "words about animals",
-}
-
-
-@pytest.mark.parametrize(("score", "expected"), [(0.5, 0.5), (None, None), (float("nan"), None)])
-async def test_an_explanation_is_scored(score: float | None, expected: float | None) -> None:
-    simulation = Simulation(score)
-    async with gateway_to(simulation=simulation) as client:
-        answer = await client.post("/score", json=SCORE | {"maxSequences": 3})
-        assert answer.json() == {"score": expected, "datasetPath": "/records"}
-    (request,) = simulation.requests
-    assert request.explanation == "words about animals"
-    assert request.max_sequences == 3
-    assert request.recorded_component.component.component_index == 1
-    assert list(request.recorded_component.datasets) == ["demo"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "status", "field"),
-    [
-        ({"explanation": ""}, 400, "explanation"),
-        ({"explanation": None}, 422, "explanation"),
-        ({"maxSequences": 0}, 400, "maxSequences"),
-        ({"maxSequences": -1}, 400, "maxSequences"),
-        ({"maxSequences": 2**40}, 400, "maxSequences"),
-        ({"maxSequences": 20_000}, 400, "maxSequences"),
-        ({"datasets": []}, 400, "datasets"),
-    ],
-)
-async def test_bad_scores_name_the_field(changes: dict[str, Any], status: int, field: str) -> None:
-    async with gateway_to(simulation=Simulation(0.5)) as client:
-        answer = await client.post("/score", json=SCORE | changes)
-        assert answer.status_code == status, answer.text
-        assert answer.json()["field"] == field
-
-
-async def test_a_score_stream_without_result_is_a_defect() -> None:
-    class Silent(Servicer):
-        async def ScoreExplanation(self, request: Any, context: Any) -> Any:
-            yield simulation_v1.ScoreExplanationResponse(progress=simulation_v1.Progress())
-
-    async with gateway_to(simulation=Silent()) as client:
-        answer = await client.post("/score", json=SCORE)
-        assert answer.status_code == 500

@@ -1,105 +1,20 @@
-"""What clients may send, and what surrounds every request, over a socket."""
+"""What clients may send, and what they get for it, over a socket."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from neuropil.common import v1 as common
 from neuropil.names import DERIVED_SCALAR_TYPES
 from neuropil.records import v1
-from neuropil.tensors import to_tensor
-from shared import errors
-from shared.rpc.context import request_id, seconds_left
 from shared.settings import Http, Limits
+from tests.integration.gateway_records import BODY, Records
 from tests.integration.gateway_running import Servicer, gateway_to
-
-BODY = {"dst": "mlp_post_act", "layerIndex": 1, "activationIndex": 2, "datasets": ["a", "b"]}
-
-
-class Records(Servicer):
-    """Notes what it was asked, and fails where a dataset's name says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[Any] = []
-        self.request_ids: list[str] = []
-        self.seconds_left: list[float | None] = []
-        self.entered = asyncio.Event()
-        self.release = asyncio.Event()
-        self.cancelled = asyncio.Event()
-
-    async def GetTokenRecord(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        self.request_ids.append(request_id())
-        self.seconds_left.append(seconds_left())
-        first = request.datasets[0] if request.datasets else ""
-        if first == "wait":
-            self.entered.set()
-            try:
-                await self.release.wait()
-            except asyncio.CancelledError:
-                self.cancelled.set()
-                raise
-        if first == "defect":
-            raise ZeroDivisionError("a secret of ours")
-        if first == "invalid":
-            raise errors.InvalidArgument(
-                "component.layer_index: must be below 4", field="component.layer_index"
-            )
-        if first == "full":
-            raise errors.ResourceExhausted("full", reason="QUEUE_FULL", retry_after_seconds=2.5)
-        if first == "broken":
-            # What a defective service might send: columns that do not fit each other.
-            return v1.GetTokenRecordResponse(
-                top_sequences=common.TokenSequences(tokens=["a"], sequence_lengths=[1])
-            )
-        return v1.GetTokenRecordResponse(
-            dataset=first,
-            max_activation=2.0,
-            top_sequences=common.TokenSequences(
-                tokens=["x"],
-                sequence_lengths=[1],
-                activations=to_tensor(np.float32([2.0])),
-                normalized_activations=to_tensor(np.float32([1.0])),
-            ),
-        )
-
-    async def ListDatasets(self, request: Any, context: Any) -> Any:
-        names = ["mlp_post_act", "residual", "attn_qk_probs", "attn_write_norm"]
-        return v1.ListDatasetsResponse(
-            datasets=[
-                v1.Dataset(
-                    short_name=f"d{index}",
-                    derived_scalar_type_name=name,
-                    user_visible_name="D",
-                    neuron_dataset_path="/d",
-                )
-                for index, name in enumerate(names)
-            ]
-        )
-
-    async def ListExplanations(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        failures = [
-            v1.Failure(
-                code="DATA_LOSS", reason="CORRUPT_FILE", message="m", dataset="/données/b,c"
-            ),
-            v1.Failure(code="DATA_LOSS", reason="CORRUPT_FILE", message="m", dataset="/d"),
-        ]
-        return v1.ListExplanationsResponse(
-            explanations=[
-                v1.Explanation(text="t", score=0.5, dataset_name="a", dataset="/a"),
-                v1.Explanation(text="u", dataset_name="", dataset="/a/"),
-            ],
-            failures=failures if request.component.component_index == 7 else [],
-        )
 
 
 @pytest.fixture
@@ -290,125 +205,6 @@ async def test_failures_of_the_service_reach_the_client(client: httpx.AsyncClien
     assert (full.status_code, full.headers["retry-after"]) == (429, "3")
 
 
-@pytest.mark.parametrize("dataset", ["defect", "broken"])
-async def test_a_defect_is_500_with_a_fixed_text_and_cors(
-    client: httpx.AsyncClient, dataset: str
-) -> None:
-    answer = await client.post(
-        "/neuron_record",
-        json=BODY | {"datasets": [dataset]},
-        headers={"origin": "http://127.0.0.1:3000", "x-request-id": "one"},
-    )
-    assert answer.status_code == 500
-    assert answer.json()["code"] == "INTERNAL"
-    assert "secret" not in answer.text
-    assert "column" not in answer.text
-    assert answer.headers["access-control-allow-origin"] == "http://127.0.0.1:3000"
-    assert answer.headers["x-request-id"] == "one"
-
-
-@pytest.mark.parametrize(
-    ("origin", "allowed"),
-    [
-        ("http://localhost", True),
-        ("http://localhost:1234", True),
-        ("https://127.0.0.1:8443", True),
-        ("http://[::1]:5173", True),
-        ("https://viewer.example", True),
-        ("http://viewer.example", False),
-        ("https://viewer.example:444", False),
-        ("http://localhost.evil.example", False),
-        ("http://evil.example", False),
-        ("http://127.0.0.1.evil.example:80", False),
-        ("null", False),
-    ],
-)
-async def test_pages_of_allowed_origins_may_call(
-    client: httpx.AsyncClient, origin: str, allowed: bool
-) -> None:
-    preflight = await client.options(
-        "/neuron_record",
-        headers={
-            "origin": origin,
-            "access-control-request-method": "POST",
-            "access-control-request-headers": "content-type,x-request-id",
-        },
-    )
-    call = await client.post("/neuron_record", json=BODY, headers={"origin": origin})
-    missing = await client.post("/nope", json={}, headers={"origin": origin})
-    expected = origin if allowed else None
-    assert preflight.headers.get("access-control-allow-origin") == expected
-    assert preflight.status_code == (200 if allowed else 400)
-    for answer in (call, missing):
-        assert answer.headers.get("access-control-allow-origin") == expected
-        assert answer.headers["access-control-allow-credentials"] == "true"
-    if allowed:
-        assert "POST" in preflight.headers["access-control-allow-methods"]
-        assert "content-type" in preflight.headers["access-control-allow-headers"]
-        assert "X-Neuropil-Partial" in call.headers["access-control-expose-headers"]
-
-
-async def test_the_request_id_goes_along_and_comes_back(
-    client: httpx.AsyncClient, records: Records
-) -> None:
-    kept = await client.post("/neuron_record", json=BODY, headers={"x-request-id": "abc-1.2"})
-    made = await client.post("/neuron_record", json=BODY, headers={"x-request-id": "a b" * 99})
-    assert kept.headers["x-request-id"] == "abc-1.2"
-    assert records.request_ids == ["abc-1.2", made.headers["x-request-id"]]
-    assert len(made.headers["x-request-id"]) == 32
-
-
-async def test_the_requests_time_goes_along_and_ends_it(
-    client: httpx.AsyncClient, records: Records
-) -> None:
-    await client.post("/neuron_record", json=BODY)
-    await client.post("/neuron_record", json=BODY, headers={"x-timeout-seconds": "7.5"})
-    assert records.seconds_left[0] is not None
-    assert 50 < records.seconds_left[0] <= 60
-    assert records.seconds_left[1] is not None
-    # The wire rounds up a little.
-    assert 0 < records.seconds_left[1] < 8
-    late = await client.post(
-        "/neuron_record", json=BODY | {"datasets": ["wait"]}, headers={"x-timeout-seconds": "0.2"}
-    )
-    assert late.status_code == 504
-    assert late.json()["code"] == "DEADLINE_EXCEEDED"
-    await asyncio.wait_for(records.cancelled.wait(), 5)
-
-
-@pytest.mark.parametrize("sent", ["0", "-1", "nan", "inf", "soon", "1e9", ""])
-async def test_a_time_that_is_none_is_refused(
-    client: httpx.AsyncClient, records: Records, sent: str
-) -> None:
-    headers = {"x-timeout-seconds": sent, "origin": "http://localhost:1"}
-    answer = await client.post("/neuron_record", json=BODY, headers=headers)
-    assert answer.status_code == 400
-    assert answer.json()["field"] == "x-timeout-seconds"
-    assert answer.headers["access-control-allow-origin"] == "http://localhost:1"
-    assert records.requests == []
-
-
-async def test_a_client_that_leaves_takes_its_call_with_it(
-    client: httpx.AsyncClient, records: Records
-) -> None:
-    body = BODY | {"datasets": ["wait"]}
-    call = asyncio.create_task(client.post("/neuron_record", json=body))
-    await asyncio.wait_for(records.entered.wait(), 5)
-    call.cancel()
-    await asyncio.wait_for(records.cancelled.wait(), 5)
-    # The gateway is well afterwards.
-    assert (await client.post("/neuron_record", json=BODY)).status_code == 200
-
-
-async def test_a_service_that_is_not_there_is_503_without_its_address(
-    client: httpx.AsyncClient,
-) -> None:
-    answer = await client.post("/score", json=BODY | {"explanation": "e"})
-    assert answer.status_code == 503
-    assert answer.json()["reason"] == "SERVICE_UNAVAILABLE"
-    assert "127.0.0.1" not in answer.text
-
-
 async def test_only_datasets_that_the_viewer_knows_are_listed(client: httpx.AsyncClient) -> None:
     answer = await client.post("/neuron_datasets_metadata")
     assert [each["shortName"] for each in answer.json()] == ["d0", "d1", "d3"]
@@ -445,49 +241,6 @@ async def test_routes_of_later_releases_are_501(client: httpx.AsyncClient, path:
     assert answer.status_code == 501
     assert answer.json()["code"] == "UNIMPLEMENTED"
     assert path in answer.json()["message"]
-
-
-async def test_the_front_page_greets_programs_and_people(client: httpx.AsyncClient) -> None:
-    program = await client.get("/")
-    assert program.json() == {"Hello": "World"}
-    person = await client.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*"})
-    assert person.headers["content-type"].startswith("text/html")
-    assert 'href="docs"' in person.text
-
-
-async def test_the_documents_are_there(client: httpx.AsyncClient) -> None:
-    assert "swagger" in (await client.get("/docs")).text.lower()
-    document = (await client.get("/openapi.json")).json()
-    operation = document["paths"]["/neuron_record"]["post"]
-    assert operation["operationId"] == "read-neuron_record"
-    score = document["components"]["schemas"]["AttributedScoredExplanation"]["properties"]["score"]
-    assert score["type"] == "number"
-    assert '"null"' not in json.dumps(document)
-
-
-async def test_unknown_routes_and_methods(client: httpx.AsyncClient) -> None:
-    missing = await client.post("/nope", json={})
-    assert (missing.status_code, missing.json()["message"]) == (404, "Not Found")
-    wrong = await client.get("/neuron_record")
-    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-
-
-async def test_health_is_that_of_all_services(records: Records) -> None:
-    async with gateway_to(records=records) as lonely:
-        answer = await lonely.get("/healthz")
-        assert answer.status_code == 503
-        assert answer.json() == {"records": True, "simulation": False}
-    async with gateway_to(records=records, scalars=Servicer(), simulation=Servicer()) as complete:
-        answer = await complete.get("/healthz")
-        assert answer.status_code == 200
-        assert answer.json() == {"records": True, "scalars": True, "simulation": True}
-
-
-async def test_the_default_time_is_the_deployments(records: Records) -> None:
-    limits = Limits(default_deadline_seconds=0.2)
-    async with gateway_to(records=records, limits=limits) as hasty:
-        answer = await hasty.post("/neuron_record", json=BODY | {"datasets": ["wait"]})
-        assert answer.status_code == 504
 
 
 async def test_an_answer_over_the_message_limit_is_413() -> None:
