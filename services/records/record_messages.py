@@ -10,7 +10,7 @@ from neuropil.records import v1
 from neuropil.tensors import data_type_of
 from services.records.components import Component
 from services.records.loading import Moments, Record
-from services.records.normalization import FloatArray
+from services.records.precision import FloatArray
 from services.records.sequences import Summary, TokenPairSequences, TokenSequences
 from services.records.wire import Field, Parts, joined
 

@@ -8,11 +8,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from services.records.normalization import FloatArray, compact, largest_finite, normalized
+from services.records.precision import FloatArray, compact
 from shared.errors import InvalidArgument
 from shared.formats import token_pairs
 from shared.formats.decoding import corrupt
 from shared.formats.records import ActivationRecord
+from shared.normalization import largest_finite, normalized
 
 # Coordinates of at most so many places are kept for the next record: 2 MB each.
 _LARGEST_KEPT = 2**17

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.records.components import TOKEN_PAIR_TYPES, Component
-from services.records.normalization import compact, largest_finite, normalized
+from services.records.precision import compact
 from services.records.sequences import Samples, token_pair_sequences, token_sequences
 from shared.errors import DataLoss, InvalidArgument
 from shared.formats.records import ActivationRecord
+from shared.normalization import largest_finite, normalized
 
 values = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, math.nan, math.inf, -math.inf])
 by_token = st.lists(values, max_size=6).map(
