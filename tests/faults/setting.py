@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import yaml
 
+from tests.emulators.azurite import ACCOUNT, Azurite, install
 from tests.faults.measuring import Report, run
-from tests.faults.processes import REPOSITORY, Redis, Replica
-from tests.faults.scenarios import LOCAL, Scenario, World
+from tests.faults.mix import EXPLAINED, NEURONS, NUM_HEADS
+from tests.faults.processes import REPOSITORY, Proxy, Redis, Replica
+from tests.faults.scenarios import BLOB, LOCAL, Scenario, World
 
 DEMO = REPOSITORY / "data" / "demo"
+BLOB_ROOT = f"az://{ACCOUNT}/demo"
 
 
 async def run_scenario(scenario: Scenario, folder: Path, *, seconds: float, clients: int) -> Report:
@@ -34,22 +38,58 @@ async def run_scenario(scenario: Scenario, folder: Path, *, seconds: float, clie
 async def _world(
     scenario: Scenario, folder: Path
 ) -> AsyncIterator[tuple[World, list[str], list[str]]]:
+    # Replicas are what is tried in scenarios of several: they read local files.
     roots = {LOCAL: str(DEMO)}
     async with contextlib.AsyncExitStack() as stack:
+        environment: dict[str, str] = {}
+        world = World(Redis(folder / "redis"), [])
+        if BLOB in scenario.sources:
+            environment = await _add_store(world, stack, folder)
+            roots[BLOB] = BLOB_ROOT
         deployment = folder / "deployment.yaml"
         deployment.write_text(yaml.safe_dump(_deployment(scenario, roots)))
-        cache = Redis(folder / "redis")
-        stack.callback(cache.kill)
-        await asyncio.to_thread(cache.start)
-        replicas: list[Replica] = []
+        stack.callback(world.redis.kill)
+        await asyncio.to_thread(world.redis.start)
+        environment["NEUROPIL_CACHE__URL"] = world.redis.url
         for number in range(scenario.num_replicas):
-            log = folder / f"replica-{number}.log"
-            replica = Replica(deployment, log, {"NEUROPIL_CACHE__URL": cache.url})
+            replica = Replica(deployment, folder / f"replica-{number}.log", environment)
             stack.callback(replica.stop)
-            replicas.append(replica)
+            world.replicas.append(replica)
             await asyncio.to_thread(replica.start)
-        world = World(cache, replicas)
         yield world, list(roots), [f"{root}/explanations" for root in roots.values()]
+
+
+async def _add_store(
+    world: World, stack: contextlib.AsyncExitStack, folder: Path
+) -> dict[str, str]:
+    """Start Azurite with the mix's files behind a proxy; gives the replicas' environment."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError("npm is needed to install Azurite")
+    program = await asyncio.to_thread(install, npm)
+    store = Azurite(program, folder / "azurite")
+    stack.callback(store.kill)
+    await asyncio.to_thread(store.start)
+    await asyncio.to_thread(_upload, store)
+    world.store = store
+    world.proxy = Proxy(store.port)
+    await world.proxy.start()
+    stack.push_async_callback(world.proxy.stop)
+    endpoint = f"http://127.0.0.1:{world.proxy.port}"
+    return {**store.environment, "NEUROPIL_STORAGE__AZURE_ENDPOINT": endpoint}
+
+
+def _upload(store: Azurite) -> None:
+    store.create_container(ACCOUNT, "demo")
+    files = [
+        *(f"records/mlp/0/{index}.json" for index in range(NEURONS)),
+        *(f"records/attn/0/{index}.json" for index in range(NUM_HEADS)),
+        *(f"explanations/0/{index}.jsonl" for index in EXPLAINED),
+    ]
+    for name in files:
+        store.put(f"{BLOB_ROOT}/{name}", (DEMO / name).read_bytes())
+    # It writes down what it was given some seconds later.
+    store.flush()
 
 
 def _deployment(scenario: Scenario, roots: dict[str, str]) -> dict[str, object]:
