@@ -232,7 +232,7 @@ async def connect(address: Address) -> Connection:
                 if isinstance(reply, ConnectionFailed):
                     raise reply
                 if reply not in (b"OK", b"PONG"):
-                    raise ConnectionFailed(f"the server refuses: {_refusal(reply)}")
+                    raise ConnectionFailed(f"the server refuses: {error_code(reply)}")
     except BaseException as error:
         if connection is not None:
             with contextlib.suppress(RuntimeError):
@@ -255,7 +255,13 @@ def _log_in(connection: Connection, address: Address) -> list[asyncio.Future[Any
     return [*replies, connection.send(b"PING")]
 
 
-def _refusal(reply: object) -> str:
-    # Only a well-formed error's code: the rest may repeat what was sent.
-    code = str(reply).split(" ", 1)[0] if isinstance(reply, hiredis.ReplyError) else ""
+def error_code(error: object) -> str:
+    """What kind of error the server replied: its code, as the rest may repeat what was sent."""
+    code = str(error).split(" ", 1)[0] if isinstance(error, hiredis.ReplyError) else ""
     return code if code.isascii() and code.isupper() and len(code) <= 20 else "no usable answer"
+
+
+def transfer_seconds(reply: object) -> float:
+    """How long the bytes of a reply may take."""
+    values = reply if isinstance(reply, list) else [reply]
+    return sum(len(each) for each in values if isinstance(each, bytes)) / SLOWEST_BYTES_PER_SECOND

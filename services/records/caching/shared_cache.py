@@ -14,11 +14,12 @@ import structlog
 from services.records.caching import commands
 from services.records.caching.breaker import CircuitBreaker
 from services.records.caching.connection import (
-    SLOWEST_BYTES_PER_SECOND,
     Address,
     Connection,
     ConnectionFailed,
     connect,
+    error_code,
+    transfer_seconds,
 )
 from services.records.caching.memory import MISSING, Missing
 from services.records.caching.metrics import (
@@ -246,15 +247,17 @@ class SharedCache:
             CACHE_REQUESTS.labels("redis", "error").inc(count)
             # A key of another type is nobody's outage.
             if not str(value).startswith("WRONGTYPE"):
-                self._failed(f"it answered {_code(value)}")
+                self._failed(f"it answered {error_code(value)}")
         elif not isinstance(value, ConnectionFailed):
             CACHE_REQUESTS.labels("redis", "corrupt").inc(count)
 
     def _writes_refused(self, value: object) -> bool:
-        refused = isinstance(value, hiredis.ReplyError) and _code(value) in _WRITES_REFUSED
+        refused = isinstance(value, hiredis.ReplyError) and error_code(value) in _WRITES_REFUSED
         if refused and self._writable.failed():
             BREAKER_OPENED.labels("write").inc()
-            _log.warning("shared_cache_writes_refused", code=_code(value), instead="only reading")
+            _log.warning(
+                "shared_cache_writes_refused", code=error_code(value), instead="only reading"
+            )
             self._recover()
         return refused
 
@@ -274,7 +277,7 @@ class SharedCache:
             CACHE_REQUESTS.labels("redis", "error").inc()
             if connection is self._reads:
                 self._failed(str(value))
-        elif self._readable.succeeded(slow=seconds > SLOW_SECONDS + _transfer_seconds(value)):
+        elif self._readable.succeeded(slow=seconds > SLOW_SECONDS + transfer_seconds(value)):
             self._opened_for(f"it took {seconds:.3f} s to answer")
         return value
 
@@ -293,7 +296,7 @@ class SharedCache:
                     self._failed(str(reply))
                 break
             if isinstance(reply, hiredis.ReplyError) and not self._writes_refused(reply):
-                _log.warning("shared_cache_write_failed", code=_code(reply))
+                _log.warning("shared_cache_write_failed", code=error_code(reply))
         return replies
 
     async def _opened(self, which: str) -> Connection | None:
@@ -403,13 +406,3 @@ class SharedCache:
     def _renewed(self, reply: object) -> None:
         if reply == 0:
             LEASES.labels("lost").inc()
-
-
-def _transfer_seconds(value: object) -> float:
-    values = value if isinstance(value, list) else [value]
-    return sum(len(each) for each in values if isinstance(each, bytes)) / SLOWEST_BYTES_PER_SECOND
-
-
-def _code(error: object) -> str:
-    code = str(error).split(" ", 1)[0]
-    return code if code.isascii() and code.isupper() and len(code) <= 20 else "an error"
