@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -96,6 +97,59 @@ async def test_another_body_or_route_is_another_answer(
         "/neuron_record", content=one.request.content, headers={"content-type": "text/plain"}
     )
     assert plain.status_code == 422
+    assert records.calls == 2
+
+
+async def test_a_body_of_another_content_type_is_another_request(
+    client: httpx.AsyncClient, records: Records
+) -> None:
+    content = json.dumps(BODY).encode()
+
+    async def ask(*content_type: str) -> httpx.Response:
+        headers = [("content-type", each) for each in content_type]
+        return await client.post("/neuron_record", content=content, headers=headers)
+
+    # Refused first: that is no answer to the same bytes as JSON, nor the other way round.
+    for _ in range(2):
+        assert (await ask("text/plain")).status_code == 422
+        assert (await ask()).status_code == 422
+        assert (await ask("application/json")).json()["maxActivation"] == 1
+    assert records.calls == 1
+    again = await ask("application/json; charset=utf-8")
+    assert again.status_code == 200
+    assert again.headers["content-type"] == "application/json"
+    assert records.calls == 2
+    # Nobody waits for the same bytes as something else.
+    records.waits = True
+    records.entered.clear()
+    asking = asyncio.create_task(ask("application/vnd.neuropil+json"))
+    await asyncio.wait_for(records.entered.wait(), 5)
+    assert (await asyncio.wait_for(ask("text/plain"), 5)).status_code == 422
+    records.release.set()
+    assert (await asking).status_code == 200
+
+
+async def test_only_posts_are_kept(client: httpx.AsyncClient, records: Records) -> None:
+    assert (await client.post("/neuron_record", json=BODY)).status_code == 200
+    content = json.dumps(BODY).encode()
+    for method in ("GET", "PUT", "DELETE"):
+        answer = await client.request(
+            method, "/neuron_record", content=content, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 405
+    assert records.calls == 1
+
+
+async def test_spellings_of_one_request_are_answered_alike(
+    client: httpx.AsyncClient, records: Records
+) -> None:
+    # They are kept apart, as nothing is parsed: the same record, asked for twice.
+    spaced = json.dumps(BODY, indent=1).encode()
+    headers = {"content-type": "application/json"}
+    one = await client.post("/neuron_record", json=BODY)
+    other = await client.post("/neuron_record", content=spaced, headers=headers)
+    assert (one.status_code, other.status_code) == (200, 200)
+    assert one.json()["dataset"] == other.json()["dataset"]
     assert records.calls == 2
 
 
