@@ -27,7 +27,7 @@ Call = tuple[float, float, str, str, str]
 
 @dataclass(frozen=True)
 class Phase:
-    """The calls that ended in a stretch of time."""
+    """The calls that ended in a stretch of time, and the longest of those that ran in it."""
 
     seconds: float
     outcomes: Counter[tuple[str, str, str]]
@@ -145,7 +145,7 @@ async def run(
     failed_at = [end for _, end, _, _, outcome in calls if outcome != "ok" and end > healed]
     report = Report(
         scenario,
-        _phase(calls, began, broken),
+        _phase([call for call in calls if call[1] < broken], began, broken),
         _phase(calls, broken, healed),
         _phase(calls, healed, over),
         max([hits_after, *(end - healed for end in failed_at)]),
@@ -159,10 +159,12 @@ async def run(
 
 def _phase(calls: Sequence[Call], start: float, end: float) -> Phase:
     within = [call for call in calls if start <= call[1] < end]
+    # A call that a fault holds up ends after it.
+    touched = [ended - began for began, ended, *_ in calls if began < end and ended >= start]
     return Phase(
         end - start,
         Counter((kind, source, outcome) for _, _, kind, source, outcome in within),
-        max((ended - began for began, ended, *_ in within), default=0.0),
+        max(touched, default=0.0),
     )
 
 
