@@ -149,3 +149,73 @@ def test_a_whole_answer_warns_of_nothing(client: neuropil.Client) -> None:
         warnings.simplefilter("error")
         found = client.records.explanations("mlp_post_act", 2, int(other.stem), dataset="demo")
     assert {each.dataset_name for each in found} == {"explanations", "again"}
+
+
+def test_layers_are_listed(client: neuropil.Client) -> None:
+    assert list(client.records.layers("demo", "mlp_post_act")) == sorted(
+        int(path.name) for path in (DEMO / "records" / "mlp").iterdir() if path.is_dir()
+    )
+    with pytest.raises(neuropil.NeuropilError, match="NOT_FOUND"):
+        list(client.records.layers("nowhere", "mlp_post_act"))
+
+
+def test_a_batch_keeps_order_and_has_failures_in_their_place(client: neuropil.Client) -> None:
+    components = [
+        ("mlp_post_act", 1, NEURON),
+        ("attn_write_norm", 1, 2),
+        ("mlp_post_act", 1, 10**6),
+        ("mlp_post_act", 2, 7),
+    ]
+    neuron, head, missing, other = client.records.batch(
+        [each for each in components if each[0] == "mlp_post_act"][:1] + components[1:],
+        ["demo"],
+        quantiles=True,
+        moments=True,
+    )
+    assert isinstance(neuron, neuropil.TokenRecord)
+    alone = client.records.token_record("mlp_post_act", 1, NEURON, ["demo"])
+    assert [each.tokens for each in neuron.top] == [each.tokens for each in alone.top]
+    assert neuron.moments
+    assert isinstance(head, neuropil.TokenPairRecord)
+    assert head.top[0].matrix().shape == (len(head.top[0].tokens),) * 2
+    assert isinstance(missing, neuropil.NeuropilError)
+    assert missing.code == "NOT_FOUND"
+    assert isinstance(other, neuropil.TokenRecord)
+    with pytest.raises(neuropil.NeuropilError, match="INVALID_ARGUMENT"):
+        list(client.records.batch([], ["demo"]))
+
+
+def test_token_pairs_have_moments_where_asked_for(client: neuropil.Client) -> None:
+    plain = client.records.token_pair_record("attn_write_norm", 1, 2, ["demo"])
+    assert (plain.moments, plain.quantiles, plain.quantile_boundaries) == ({}, [], [])
+    asked = client.records.token_pair_record(
+        "attn_write_norm", 1, 2, ["demo"], quantiles=True, moments=True
+    )
+    file = stored("attn", 1, 2)
+    assert asked.moments == {
+        name: file[name]
+        for name in ("mean", "variance", "skewness", "kurtosis")
+        if file.get(name) is not None
+    }
+    assert len(asked.quantiles) == len(file["random_sample_by_quantile"] or [])  # type: ignore[arg-type]
+
+
+def test_a_stored_explanation_is_read_with_its_simulation(client: neuropil.Client) -> None:
+    source, target = client.records.datasets()[0].explanation_dataset_paths
+    (first, *_) = client.records.scored_simulations(
+        "mlp_post_act", 1, NEURON, explanation_dataset=source
+    )
+    index = 10**6
+    for replaced in (False, True):
+        assert replaced is client.records.put_explanation(
+            "mlp_post_act",
+            1,
+            index,
+            "words of winter",
+            first.scored_simulation,
+            explanation_dataset=target,
+        )
+    (kept,) = client.records.scored_simulations(
+        "mlp_post_act", 1, index, explanation_dataset=target
+    )
+    assert kept.explanation.text == "words of winter"

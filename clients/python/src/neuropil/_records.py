@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuropil.common import v1 as common
-from neuropil.errors import PartialAnswerWarning, translated
+from neuropil.errors import NeuropilError, PartialAnswerWarning, translated
 from neuropil.names import component_id
 from neuropil.records import v1
+from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array
 
 Floats = NDArray[np.floating[Any]]
@@ -73,6 +74,10 @@ class TokenPairRecord:
     max_activation: float
     top: list[TokenPairSequence]
     random: list[TokenPairSequence]
+    quantiles: list[list[TokenPairSequence]]
+    quantile_boundaries: list[float]
+    moments: dict[str, float]
+    """mean, variance, skewness and kurtosis, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,20 @@ class RecordsClient:
                 return
             request.page_token = page.next_page_token
 
+    def layers(self, dataset: str, derived_scalar_type: str) -> Iterator[int]:
+        """Indices of the layers that a dataset has records of, ascending, page by page."""
+        component = component_id(derived_scalar_type, 0, 0)
+        request = v1.ListLayersRequest(
+            dataset=v1.DatasetId(dataset=dataset, derived_scalar_type=component.derived_scalar_type)
+        )
+        while True:
+            with translated():
+                page = self.stub.ListLayers(request, timeout=self._timeout)
+            yield from page.layer_indices
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     def token_record(
         self,
         derived_scalar_type: str,
@@ -138,15 +157,7 @@ class RecordsClient:
         )
         with translated():
             answer = self.stub.GetTokenRecord(request, timeout=self._timeout)
-        return TokenRecord(
-            dataset=answer.dataset,
-            max_activation=answer.max_activation,
-            top=split_sequences(answer.top_sequences),
-            random=split_sequences(answer.random_sequences),
-            quantiles=[split_sequences(each) for each in answer.quantile_sequences],
-            quantile_boundaries=list(answer.quantile_boundaries),
-            moments={field.name: value for field, value in answer.moments.ListFields()},
-        )
+        return _token_record(answer)
 
     def token_pair_record(
         self,
@@ -154,6 +165,9 @@ class RecordsClient:
         layer_index: int | None,
         component_index: int,
         datasets: Sequence[str],
+        *,
+        quantiles: bool = False,
+        moments: bool = False,
     ) -> TokenPairRecord:
         """The record of a component by token pair, such as an attention head.
 
@@ -163,15 +177,92 @@ class RecordsClient:
         request = v1.GetTokenPairRecordRequest(
             component=component_id(derived_scalar_type, layer_index, component_index),
             datasets=datasets,
+            view=v1.RecordView(include_quantile_samples=quantiles, include_moments=moments),
         )
         with translated():
             answer = self.stub.GetTokenPairRecord(request, timeout=self._timeout)
-        return TokenPairRecord(
-            dataset=answer.dataset,
-            max_activation=answer.max_activation,
-            top=split_pair_sequences(answer.top_sequences),
-            random=split_pair_sequences(answer.random_sequences),
+        return _token_pair_record(answer)
+
+    def batch(
+        self,
+        components: Sequence[tuple[str, int, int]],
+        datasets: Sequence[str],
+        *,
+        quantiles: bool = False,
+        moments: bool = False,
+    ) -> Iterator[TokenRecord | TokenPairRecord | NeuropilError]:
+        """The records of up to 10,000 components, in their order, each as soon as it is there.
+
+        A component is (derived scalar type, layer, index). Where one has no record, its place in
+        the stream has the `NeuropilError` that says why; it is not raised. The client's timeout is
+        for the whole stream.
+
+        Raises:
+            NeuropilError: where the stream itself fails.
+        """
+        request = v1.BatchGetRecordsRequest(
+            components=[component_id(*component) for component in components],
+            datasets=datasets,
+            view=v1.RecordView(include_quantile_samples=quantiles, include_moments=moments),
         )
+        with translated():
+            for item in self.stub.BatchGetRecords(request, timeout=self._timeout):
+                match item.WhichOneof("outcome"):
+                    case "token_record":
+                        yield _token_record(item.token_record)
+                    case "token_pair_record":
+                        yield _token_pair_record(item.token_pair_record)
+                    case _:
+                        failure = item.failure
+                        yield NeuropilError(failure.code, failure.message, reason=failure.reason)
+
+    def scored_simulations(
+        self,
+        derived_scalar_type: str,
+        layer_index: int | None,
+        component_index: int,
+        *,
+        explanation_dataset: str,
+    ) -> Iterator[v1.GetScoredSimulationsResponse]:
+        """The explanations of a component with all that their scores were computed from.
+
+        One message an explanation; `neuropil.tensors.to_array` makes arrays of its tensors.
+
+        Raises:
+            NeuropilError: NOT_FOUND where there are none, DATA_LOSS for a corrupt file.
+        """
+        request = v1.GetScoredSimulationsRequest(
+            component=component_id(derived_scalar_type, layer_index, component_index),
+            explanation_dataset=explanation_dataset,
+        )
+        with translated():
+            yield from self.stub.GetScoredSimulations(request, timeout=self._timeout)
+
+    def put_explanation(
+        self,
+        derived_scalar_type: str,
+        layer_index: int | None,
+        component_index: int,
+        explanation: str,
+        scored_simulation: simulation.ScoredSimulation,
+        *,
+        explanation_dataset: str,
+    ) -> bool:
+        """Store an explanation with the simulation that scores it, by token.
+
+        Returns whether one of the same text was replaced. Other explanations of the component stay.
+
+        Raises:
+            NeuropilError: INVALID_ARGUMENT for a dataset that is not configured, for example.
+        """
+        request = v1.PutExplanationRequest(
+            component=component_id(derived_scalar_type, layer_index, component_index),
+            explanation_dataset=explanation_dataset,
+            explanation=explanation,
+            scored_simulation=scored_simulation,
+        )
+        with translated():
+            return self.stub.PutExplanation(request, timeout=self._timeout).replaced
 
     def explanations(
         self,
@@ -206,6 +297,30 @@ class RecordsClient:
             )
             for each in answer.explanations
         ]
+
+
+def _token_record(answer: v1.GetTokenRecordResponse) -> TokenRecord:
+    return TokenRecord(
+        dataset=answer.dataset,
+        max_activation=answer.max_activation,
+        top=split_sequences(answer.top_sequences),
+        random=split_sequences(answer.random_sequences),
+        quantiles=[split_sequences(each) for each in answer.quantile_sequences],
+        quantile_boundaries=list(answer.quantile_boundaries),
+        moments={field.name: value for field, value in answer.moments.ListFields()},
+    )
+
+
+def _token_pair_record(answer: v1.GetTokenPairRecordResponse) -> TokenPairRecord:
+    return TokenPairRecord(
+        dataset=answer.dataset,
+        max_activation=answer.max_activation,
+        top=split_pair_sequences(answer.top_sequences),
+        random=split_pair_sequences(answer.random_sequences),
+        quantiles=[split_pair_sequences(each) for each in answer.quantile_sequences],
+        quantile_boundaries=list(answer.quantile_boundaries),
+        moments={field.name: value for field, value in answer.moments.ListFields()},
+    )
 
 
 def split_sequences(columns: common.TokenSequences) -> list[TokenSequence]:
