@@ -21,7 +21,12 @@ from shared.rpc.context import seconds_left
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_LARGEST_BODY = 1 << 16
+_LARGEST_BODY = 4096
+"""Bodies of the requests that are kept are small; larger ones would only fill the memory."""
+
+_MOST_FAILURES = 2
+"""After so many requests that it waited for failed, a request asks for itself."""
+
 _ENTRY_BYTES = 512
 """What an entry takes besides its bytes, about."""
 
@@ -32,13 +37,15 @@ _KEPT = _OUTCOMES.labels("kept")
 _JOINED = _OUTCOMES.labels("joined")
 _ASKED = _OUTCOMES.labels("asked")
 
-Key = tuple[str, bytes, bytes, bytes]
+Key = tuple[str, bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    size: int
+    """Bytes that it takes in memory with its key, about."""
 
     async def send(self, send: Send) -> None:
         # The list is the message's own: what surrounds this adds its headers to it.
@@ -65,7 +72,9 @@ class AnswerCache:
         self._application = app
         self._routes = frozenset(routes)
         self._max_bytes = max_bytes
-        self._answers: TTLCache[Key, _Answer] = TTLCache(max_bytes, seconds, getsizeof=_size)
+        self._answers: TTLCache[Key, _Answer] = TTLCache(
+            max_bytes, seconds, getsizeof=lambda answer: answer.size
+        )
         self._flights: dict[Key, asyncio.Future[_Answer | _Without]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +83,7 @@ class AnswerCache:
             scope["type"] != "http"
             or scope["path"] not in self._routes
             or scope["method"] != "POST"
+            or scope["query_string"]
         ):
             await self._application(scope, receive, send)
             return
@@ -82,7 +92,7 @@ class AnswerCache:
         if body is None:
             await self._application(scope, _Replay(received, receive), send)
             return
-        key = (scope["path"], scope["query_string"], _content_type(scope), body)
+        key = (scope["path"], _content_type(scope), body)
         answer = self._answers.get(key)
         if answer is not None:
             _KEPT.inc()
@@ -96,7 +106,8 @@ class AnswerCache:
 
     async def _joined(self, key: Key) -> _Answer | None:
         """The answer that another request is waiting for; None where this one has to ask."""
-        while (flight := self._flights.get(key)) is not None:
+        failures = 0
+        while failures < _MOST_FAILURES and (flight := self._flights.get(key)) is not None:
             try:
                 outcome = await asyncio.wait_for(asyncio.shield(flight), seconds_left())
             except TimeoutError:
@@ -105,9 +116,8 @@ class AnswerCache:
             if isinstance(outcome, _Answer):
                 _JOINED.inc()
                 return outcome
-            if outcome is _Without.FAILED:
-                # What failed for another may have been its deadline. Each asks for itself now.
-                return None
+            # What failed for another may have been its deadline: the next one asks.
+            failures += outcome is _Without.FAILED
         return None
 
     async def _ask(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,8 +132,10 @@ class AnswerCache:
                 del self._flights[key]
                 flight.set_result(outcome)
 
-        def keep(answer: _Answer) -> None:
-            if _size(answer) <= self._max_bytes:
+        def keep(headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
+            size = len(body) + sum(map(len, key)) + _ENTRY_BYTES
+            answer = _Answer(headers, body, size)
+            if size <= self._max_bytes:
                 self._answers[key] = answer
             land(answer)
 
@@ -134,10 +146,6 @@ class AnswerCache:
             raise
         finally:
             land(_Without.FAILED)
-
-
-def _size(answer: _Answer) -> int:
-    return len(answer.body) + _ENTRY_BYTES
 
 
 def _content_type(scope: Scope) -> bytes:
@@ -178,7 +186,9 @@ class _Replay:
 class _Recorder:
     """Passes an answer on; one with status 200 goes to `keep` before its end is sent."""
 
-    def __init__(self, send: Send, keep: Callable[[_Answer], None]) -> None:
+    def __init__(
+        self, send: Send, keep: Callable[[tuple[tuple[bytes, bytes], ...], bytes], None]
+    ) -> None:
         self._send = send
         self._keep = keep
         self._headers: tuple[tuple[bytes, bytes], ...] | None = None
@@ -191,5 +201,5 @@ class _Recorder:
         elif message["type"] == "http.response.body" and self._headers is not None:
             self._parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                self._keep(_Answer(self._headers, b"".join(self._parts)))
+                self._keep(self._headers, b"".join(self._parts))
         await self._send(message)

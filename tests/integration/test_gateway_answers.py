@@ -207,6 +207,33 @@ async def test_who_waited_for_a_failure_learns_its_own(
     assert {answer.status_code for answer in await asyncio.gather(*asking)} == {502}
 
 
+async def test_one_failure_does_not_make_all_ask(
+    client: httpx.AsyncClient, records: Records
+) -> None:
+    records.waits = True
+    failing = asyncio.create_task(
+        client.post("/neuron_record", json=BODY, headers={"x-timeout-seconds": "0.3"})
+    )
+    await asyncio.wait_for(records.entered.wait(), 5)
+    asking = [asyncio.create_task(client.post("/neuron_record", json=BODY)) for _ in range(32)]
+    assert (await failing).status_code == 504
+    await asyncio.sleep(0.2)
+    records.release.set()
+    assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
+    assert records.calls == 2
+
+
+@pytest.mark.parametrize(("url", "padding"), [("/neuron_record?x=1", 0), ("/neuron_record", 8_000)])
+async def test_requests_that_would_fill_the_memory_are_not_kept(
+    client: httpx.AsyncClient, records: Records, url: str, padding: int
+) -> None:
+    body = json.dumps(BODY) + " " * padding
+    for _ in range(2):
+        answer = await client.post(url, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 200
+    assert records.calls == 2
+
+
 async def test_an_answer_grows_old(records: Records) -> None:
     http = Http(answer_cache_megabytes=1, answer_cache_seconds=0.05)
     async with gateway_to(records=records, http=http) as client:
