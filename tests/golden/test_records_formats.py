@@ -75,6 +75,7 @@ def test_row_lengths_and_coordinates(read: Path) -> None:
     for case in cases:
         num_tokens, num_values = case["num_sequence_tokens"], case["num_activations"]
         cap = token_pairs.attended_cap(num_tokens, num_values)
+        assert cap is not None
         assert cap == case["max_attended"]
         lengths = token_pairs.row_lengths(num_tokens, cap)
         # The reference's data leaves the long lists out.
@@ -88,13 +89,18 @@ def test_row_lengths_and_coordinates(read: Path) -> None:
 
 
 def test_impossible_lengths(read: Path) -> None:
-    for case in load(read / "attention_utils.json")["invalid"]:
+    utils = load(read / "attention_utils.json")
+    assert utils.keys() == {"lengths", "invalid", "raw_rows"}
+    assert len(utils["invalid"]) == 5
+    for case in utils["invalid"]:
         num_tokens, num_values = case["num_sequence_tokens"], case["num_activations"]
         assert token_pairs.attended_cap(num_tokens, num_values) is None
 
 
 def test_rows_of_files(read: Path) -> None:
-    for case in load(read / "attention_utils.json")["raw_rows"]:
+    cases = load(read / "attention_utils.json")["raw_rows"]
+    assert len(cases) == 4
+    for case in cases:
         path = read / case["file"]
         record = decode_neuron_record(path.read_bytes(), case["file"])
         want = [
