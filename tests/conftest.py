@@ -110,7 +110,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.torch)
 
 
-NEEDS_TORCH = ("test_scalars_", "test_simulation_", "test_demo_", "test_collate_", "test_readme")
+NEEDS_TORCH = (
+    "test_scalars_",
+    "test_simulation_",
+    "test_demo_",
+    "test_collate_",
+    "test_readme",
+    "test_search_meaning",
+)
 """Beginnings of the names of test files whose subjects compute."""
 
 collect_ignore_glob: list[str] = []

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import time
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import neuropil
 from neuropil.channel import open_aio_channel
 from neuropil.errors import NeuropilError, atranslated
 from neuropil.names import DERIVED_SCALAR_TYPES, component_id
@@ -27,6 +33,7 @@ from shared.formats.simulations import (
 from shared.rpc.server import ServerOptions, start_server
 from shared.settings import Dataset, Deployment, Search
 from tests.conftest import REPOSITORY
+from tests.load.processes import server
 
 MLP = "mlp_post_act"
 
@@ -349,3 +356,49 @@ async def test_words_of_the_demo_are_found(tmp_path: Path) -> None:
         answer = await complete(stub, "def keyword")
         assert answer.index.num_explanations == 31
         assert "def" in answer.hits[0].explanation.text
+
+
+def test_serving_needs_no_torch() -> None:
+    code = (
+        "import sys, services.records.app, services.records.search.search;"
+        "sys.exit('torch' in sys.modules or 'sentence_transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_the_typed_client_searches(tmp_path: Path) -> None:
+    explain(tmp_path / "expl", 0, 0, ("cats and dogs", 0.5), ("a cat", None))
+    explain(tmp_path / "expl", 3, 7, ("cats", -0.5))
+    dataset = {
+        "short_name": "demo",
+        "derived_scalar_type": MLP,
+        "user_visible_name": "Demo",
+        "neuron_dataset_path": "records",
+        "explanation_dataset_paths": ["expl"],
+    }
+    config = tmp_path / "deployment.yaml"
+    config.write_text(yaml.safe_dump({"datasets": [dataset], "search": {"semantic": False}}))
+    arguments = ("--config", str(config), "--port", "0", "--metrics-port", "0")
+    with (
+        server("services.records", *arguments) as (address, _),
+        neuropil.connect(records=address, timeout=20) as client,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", neuropil.PartialAnswerWarning)
+        deadline = time.monotonic() + 60
+        while len(hits := client.records.search("cat", "demo", MLP)) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first = hits[0]
+        assert isinstance(first, neuropil.SearchHit)
+        assert first.explanation.text == "a cat"
+        assert first.explanation.score is None
+        assert first.relevance >= hits[1].relevance >= hits[2].relevance > 0
+        assert client.records.search("cat", "demo", MLP, limit=1) == hits[:1]
+        (scored,) = client.records.search("cat", "demo", MLP, min_score=0.5)
+        assert scored.explanation.score == 0.5
+        (deep,) = client.records.search("cat", "demo", MLP, layer_indices=[3])
+        assert (deep.layer_index, deep.component_index) == (3, 7)
+        with pytest.raises(neuropil.NeuropilError) as caught:
+            client.records.search("cat", "demo", MLP, semantic=True)
+        assert caught.value.reason == "SEMANTIC_SEARCH_OFF"

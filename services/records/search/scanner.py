@@ -18,7 +18,7 @@ from services.records.search.index import ExplanationIndex
 from services.records.search.metrics import SCAN_TIMESTAMP, UNREADABLE_FILES
 from services.records.storage.blobs import Blobs
 from services.records.storage.folders import Folder
-from services.records.storage.listing import ascending
+from services.records.storage.names import ascending
 from shared.errors import DataLoss, InvalidArgument, NeuropilError, ResourceExhausted
 from shared.settings import Dataset
 

@@ -30,6 +30,7 @@ CREATE TABLE files (
   version TEXT NOT NULL, readable INTEGER NOT NULL,
   PRIMARY KEY (folder, layer, component)
 ) WITHOUT ROWID;
+CREATE INDEX unreadable ON files (folder) WHERE NOT readable;
 CREATE TABLE documents (
   id INTEGER PRIMARY KEY AUTOINCREMENT, folder INTEGER NOT NULL, layer INTEGER NOT NULL,
   component INTEGER NOT NULL, ordinal INTEGER NOT NULL, text TEXT NOT NULL, score REAL,

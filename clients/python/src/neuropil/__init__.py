@@ -7,6 +7,7 @@
 
 from neuropil._records import (
     Explanation,
+    SearchHit,
     TokenPairRecord,
     TokenPairSequence,
     TokenRecord,
@@ -30,6 +31,7 @@ __all__ = [
     "PartialAnswerWarning",
     "ScoredExplanation",
     "ScoredSequence",
+    "SearchHit",
     "Simulation",
     "TokenPairRecord",
     "TokenPairSequence",

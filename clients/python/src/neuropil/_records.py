@@ -90,6 +90,17 @@ class Explanation:
     dataset_name: str
 
 
+@dataclass(frozen=True)
+class SearchHit:
+    """An explanation that matches a text."""
+
+    layer_index: int
+    component_index: int
+    explanation: Explanation
+    relevance: float
+    """Higher is better, comparable within one search."""
+
+
 class RecordsClient:
     """The record reader."""
 
@@ -297,6 +308,65 @@ class RecordsClient:
             )
             for each in answer.explanations
         ]
+
+    def search(
+        self,
+        query: str,
+        dataset: str,
+        derived_scalar_type: str,
+        *,
+        semantic: bool = False,
+        limit: int = 50,
+        layer_indices: Sequence[int] = (),
+        min_score: float | None = None,
+    ) -> list[SearchHit]:
+        """Explanations of a dataset that match a text by words, or by meaning; best first.
+
+        Up to `limit` of them, only of some layers and only from a preferred score on if asked. Of
+        an index that is still being built a `PartialAnswerWarning` tells.
+
+        Raises:
+            NeuropilError: FAILED_PRECONDITION where the service can't search by meaning.
+        """
+        component = component_id(derived_scalar_type, 0, 0)
+        request = v1.SearchExplanationsRequest(
+            dataset=v1.DatasetId(
+                dataset=dataset, derived_scalar_type=component.derived_scalar_type
+            ),
+            query=query,
+            mode=v1.SEARCH_MODE_SEMANTIC if semantic else v1.SEARCH_MODE_TEXT,
+            layer_indices=layer_indices,
+            min_score=min_score,
+        )
+        hits: list[SearchHit] = []
+        complete = True
+        while len(hits) < limit:
+            request.page_size = min(limit - len(hits), 1000)
+            with translated():
+                page = self.stub.SearchExplanations(request, timeout=self._timeout)
+            hits += [_search_hit(hit) for hit in page.hits]
+            complete = complete and page.index.complete
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        if not complete:
+            text = f"the search index of {dataset} is still being built: hits may be missing"
+            warnings.warn(text, PartialAnswerWarning, stacklevel=2)
+        return hits
+
+
+def _search_hit(hit: v1.SearchHit) -> SearchHit:
+    explanation = hit.explanation
+    return SearchHit(
+        layer_index=hit.component.layer_index,
+        component_index=hit.component.component_index,
+        explanation=Explanation(
+            text=explanation.text,
+            score=explanation.score if explanation.HasField("score") else None,
+            dataset_name=explanation.dataset_name,
+        ),
+        relevance=hit.relevance,
+    )
 
 
 def _token_record(answer: v1.GetTokenRecordResponse) -> TokenRecord:
