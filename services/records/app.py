@@ -38,8 +38,8 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
     url = deployment.cache.url
     if url is None:
         _log.info("no_shared_cache", detail="cache.url is not set; replies are kept in memory only")
-    blobs = Blobs()
-    writer = ExplanationWriter()
+    blobs = Blobs(deployment.storage)
+    writer = ExplanationWriter(blobs)
     reader = RecordReader(
         DatasetRegistry(deployment.datasets, deployment.allowed_path_prefixes),
         blobs,
@@ -60,7 +60,6 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
             yield [RpcService(SERVICE, service, service.kept_replies)]
     finally:
         await reader.close()
-        writer.close()
         blobs.close()
 
 

@@ -10,7 +10,7 @@ import asyncio
 
 from services.records.storage.blobs import FileStore
 from services.records.storage.folders import Folder
-from services.records.storage.listing import ascending
+from services.records.storage.names import ascending
 from shared.errors import NotFound
 from shared.formats.decoding import (
     SimulationResults,

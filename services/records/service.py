@@ -18,11 +18,10 @@ from services.records.reading import RecordReader
 from services.records.search.messages import hits_message, query_of
 from services.records.search.search import ExplanationSearch
 from services.records.served_requests import ServedRequests
-from services.records.simulation_messages import result_messages, stored_simulation
+from services.records.simulation_messages import result_messages, stored_explanation
 from services.records.storage import listing
 from services.records.storage.folders import Folder
 from services.records.storage.writing import ExplanationWriter
-from shared.formats.simulations import ScoredExplanation
 from shared.rpc.interceptors.kept_replies import KeptReply
 from shared.rpc.interceptors.wrapping import Context
 
@@ -134,10 +133,7 @@ class RecordReaderService:
         """Store an explanation; from then on it is listed."""
         component = component_of(request.component)
         folder = self._reader.registry.explanation_folder(request.explanation_dataset)
-        simulation = await asyncio.to_thread(
-            stored_simulation, request.scored_simulation, "scored_simulation"
-        )
-        scored = ScoredExplanation(request.explanation, simulation)
+        scored = await asyncio.to_thread(stored_explanation, request, component.by_token_pair)
         replaced = await self._writer.put(component, folder, scored)
         await self._reader.forget_explanations(component, folder)
         self._search.changed(component, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -16,14 +17,18 @@ from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array, to_tensor
 from services.records.convert import explanation_message
 from services.records.explanations import explanations_of
+from services.records.storage.blobs import MAX_FILE_BYTES
+from services.records.storage.failures import FILE_TOO_LARGE
 from services.records.storage.folders import Folder
-from shared.errors import InvalidArgument
+from shared.errors import InvalidArgument, ResourceExhausted
 from shared.formats.decoding import SimulationResults
 from shared.formats.simulations import (
     ActivationScale,
     AttentionSimulation,
     AttentionSimulationResults,
+    ScoredAttentionExplanation,
     ScoredAttentionSimulation,
+    ScoredExplanation,
     ScoredSequenceSimulation,
     ScoredSimulation,
     SequenceSimulation,
@@ -50,6 +55,34 @@ def result_messages(
                 explanation=explanation,
                 scored_simulation=_scored_simulation(scored.scored_simulation),
             )
+
+
+def stored_explanation(
+    request: v1.PutExplanationRequest, by_token_pair: bool
+) -> ScoredExplanation | ScoredAttentionExplanation:
+    """What is stored of a request; InvalidArgument names the field that makes it impossible.
+
+    Predictions for token pairs are of a component that is `by_token_pair`.
+    """
+    fields = ("scored_simulation", "scored_attention_simulation")
+    given = [field for field in fields if request.HasField(field)]
+    if len(given) != 1:
+        raise InvalidArgument(
+            f"Exactly one of {' and '.join(fields)} is needed, not {len(given)}.", field=fields[0]
+        )
+    (field,) = given
+    if field == "scored_simulation":
+        return ScoredExplanation(
+            request.explanation, stored_simulation(request.scored_simulation, field)
+        )
+    if not by_token_pair:
+        raise InvalidArgument(
+            f"{field} is for components by token pair; this one is by token.", field=field
+        )
+    return ScoredAttentionExplanation(
+        request.explanation,
+        _stored_attention_simulation(request.scored_attention_simulation, field),
+    )
 
 
 def stored_simulation(message: simulation.ScoredSimulation, field: str) -> ScoredSimulation:
@@ -144,6 +177,80 @@ def _attention_simulation(
         token_pair_coordinates=to_tensor(coordinates),
         token_pair_labels=to_tensor(labels),
         predictions=to_tensor(_array([pair.simulation_prediction for pair in pairs])),
+    )
+
+
+def _stored_attention_simulation(
+    message: v1.ScoredAttentionSimulation, field: str
+) -> ScoredAttentionSimulation:
+    score = message.roc_auc_score if message.HasField("roc_auc_score") else None
+    if score is not None and math.isfinite(score) and not 0 <= score <= 1:
+        raise InvalidArgument(
+            f"{field}.roc_auc_score is {score}; an area is from 0 to 1.",
+            field=f"{field}.roc_auc_score",
+        )
+    pairs: list[AttentionSimulation] = []
+    size = 0
+    for position, sequence in enumerate(message.attention_simulations):
+        # A file repeats the sequence for each of its pairs.
+        count = sequence.predictions.shape[0] if sequence.predictions.shape else 0
+        size += count * (sum(map(len, sequence.tokens)) + len(sequence.tokens))
+        if size > MAX_FILE_BYTES:
+            raise ResourceExhausted(
+                f"{field} repeats its tokens for each pair; in a file they would have more than "
+                f"{MAX_FILE_BYTES} bytes.",
+                field=field,
+                reason=FILE_TOO_LARGE,
+                metadata={"limit": str(MAX_FILE_BYTES)},
+            )
+        pairs += _stored_pairs(sequence, f"{field}.attention_simulations[{position}]")
+    return ScoredAttentionSimulation(pairs, finite_or_none(score))
+
+
+def _stored_pairs(message: v1.AttentionSimulation, field: str) -> list[AttentionSimulation]:
+    tokens = list(message.tokens)
+    predictions = _decoded(message.predictions, f"{field}.predictions")
+    if predictions.ndim != 1:
+        raise _wrong_shape(f"{field}.predictions", predictions, "[pairs]")
+    count = len(predictions)
+    if not (np.isnan(predictions) | ((predictions >= 0) & (predictions <= 1))).all():
+        raise InvalidArgument(
+            f"{field}.predictions are probabilities, from 0 to 1.", field=f"{field}.predictions"
+        )
+    coordinates = _whole(message.token_pair_coordinates, f"{field}.token_pair_coordinates")
+    if coordinates.shape != (count, 2):
+        raise _wrong_shape(f"{field}.token_pair_coordinates", coordinates, f"[{count}, 2]")
+    if count and not (coordinates.min() >= 0 and coordinates.max() < len(tokens)):
+        raise InvalidArgument(
+            f"{field}.token_pair_coordinates are of tokens 0 to {len(tokens) - 1}.",
+            field=f"{field}.token_pair_coordinates",
+        )
+    labels = _whole(message.token_pair_labels, f"{field}.token_pair_labels")
+    if labels.shape != (count,):
+        raise _wrong_shape(f"{field}.token_pair_labels", labels, f"[{count}]")
+    if not np.isin(labels, (0, 1)).all():
+        raise InvalidArgument(
+            f"{field}.token_pair_labels are 0 or 1.", field=f"{field}.token_pair_labels"
+        )
+    return [
+        AttentionSimulation(tokens, (attending, attended), label, prediction)
+        for (attending, attended), label, prediction in zip(
+            coordinates.tolist(), labels.tolist(), predictions.tolist(), strict=True
+        )
+    ]
+
+
+def _whole(tensor: common.Tensor, field: str) -> NDArray[np.int64]:
+    values = _decoded(tensor, field)
+    if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
+        raise InvalidArgument(f"{field} holds whole numbers only.", field=field)
+    whole: NDArray[np.int64] = np.clip(values, -(2**53), 2**53).astype(np.int64)
+    return whole
+
+
+def _wrong_shape(field: str, array: NDArray[Any], needed: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{field} has shape {list(array.shape)}; {needed} is needed.", field=field
     )
 
 

@@ -22,6 +22,7 @@ _Results = TypeVar("_Results", NeuronSimulationResults, AttentionSimulationResul
 
 # Powers of ten up to this exponent are exact doubles, so one division rounds correctly.
 _LARGEST_EXACT_EXPONENT = 22
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def encode(value: msgspec.Struct, *, significant_digits: int | None = None) -> bytes:
@@ -73,13 +74,20 @@ def merge_explanations(existing: _Results | None, added: _Results) -> _Results:
     return msgspec.structs.replace(added, scored_explanations=list(merged.values()))
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, alone: bool = False) -> None:
     """Put `data` at `path`, making its folder; a reader sees the old content or the new one.
 
-    The data is on disk before it gets its name. Raises OSError; no temporary file is left then.
+    The data is on disk before it gets its name. Raises OSError; no temporary file is left then. A
+    writer who knows that it is `alone` uses the one again that a killed process left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    if alone:
+        temporary = str(path.with_name(f".{path.name}.tmp"))
+        handle = os.open(temporary, _CREATE, 0o600)
+    else:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-import urllib3
 
 from services.records.storage.blobs import FileStore
 from services.records.storage.folders import Folder
 from shared.errors import ResourceExhausted, Unavailable
+from shared.settings import Storage
 
 BLOBS = {"/box/mlp/0/1.json": b"content", "/box/mlp/10/2.json": b"x" * 200}
 
@@ -74,18 +74,6 @@ def listing(container: str, prefix: str) -> bytes:
     return text.encode()
 
 
-class Redirected(urllib3.PoolManager):
-    """Keeps the host that is asked for and sends everything to a local port."""
-
-    port: int
-
-    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        asked = urllib3.util.parse_url(url)
-        kwargs["headers"] = {**(kwargs.get("headers") or {}), "Host": asked.host}
-        local = f"http://127.0.0.1:{self.port}{asked.request_uri}"
-        return super().request(method, local, *args, **kwargs)
-
-
 @pytest.fixture
 def handler() -> type[AzureLike]:
     return type("Handler", (AzureLike,), {"hosts": set()})
@@ -98,12 +86,8 @@ def store(handler: type[AzureLike], monkeypatch: pytest.MonkeyPatch) -> Iterator
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
-    def pool() -> Redirected:
-        made = Redirected()
-        made.port = server.server_port
-        return made
-
-    yield FileStore(max_bytes=100, http_pool=pool)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    yield FileStore(Storage(azure_endpoint=endpoint), max_bytes=100)
     server.shutdown()
     server.server_close()
 

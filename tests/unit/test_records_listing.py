@@ -29,9 +29,9 @@ async def test_numeric_order_and_what_is_passed_over(blobs: Blobs, tmp_path: Pat
     (tmp_path / "9" / "5.json").mkdir()
     folder = Folder.trusted(str(tmp_path))
     assert await layers(blobs, folder) == [0, 9, 10]
-    assert await components(blobs, folder, 9, ".json") == [2, 9, 10]
-    assert await components(blobs, folder, 9, ".jsonl") == [7]
-    assert await components(blobs, folder, 0, ".json") == []
+    assert list(await components(blobs, folder, 9, ".json")) == [2, 9, 10]
+    assert list(await components(blobs, folder, 9, ".jsonl")) == [7]
+    assert list(await components(blobs, folder, 0, ".json")) == []
 
 
 async def test_missing_folders(blobs: Blobs, tmp_path: Path) -> None:

@@ -1,215 +1,245 @@
-"""Reading files of datasets, local or on a blob store, without blocking the event loop."""
+"""Files of datasets, local or on a blob store, without blocking the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
-import stat
 import threading
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
-import blobfile
-import structlog
-import urllib3
+from cachetools import TTLCache
 
-from services.records.datasets import PATH_NOT_ALLOWED
-from services.records.storage.folders import Folder, is_within
-from shared.errors import InvalidArgument, ResourceExhausted, Unavailable
-from shared.formats.decoding import corrupt
+from services.records.storage import local
+from services.records.storage.failures import failure, write_conflict
+from services.records.storage.folders import Folder
+from services.records.storage.names import Entry, ascending
+from services.records.storage.operation import GivenUp, Operation
+from services.records.storage.remote import RemoteStore, host_of
+from services.records.storage.transport import Endpoints, LeftAlone, Timeouts, Transport
+from services.records.storage.updating import update_blob
+from shared.errors import ResourceExhausted
+from shared.settings import Storage
 
 MAX_FILE_BYTES = 64 * 2**20
 NUM_THREADS = 32
 
-_MISSING = (errno.ENOENT, errno.ENOTDIR)
+LISTING_SECONDS = 10.0
+"""How long the listing of a folder is kept."""
+
+MAX_ENTRIES = 1_000_000
+"""Most entries of one folder that are listed."""
+
+# All listings that are kept together, in entries of eight bytes.
+_KEPT_ENTRIES = 4 * MAX_ENTRIES
+# Writers wait for one another: they are kept apart from readers, and few.
+_WRITE_THREADS = 4
 
 _Result = TypeVar("_Result")
-_log = structlog.get_logger(__name__)
 
 
 class FileStore:
-    """Reads whole files and lists folders, of the file system and of blob stores.
+    """Reads, lists and replaces files of the file system and of blob stores; blocks.
 
     Missing files are None and missing folders empty. Other failures are errors that name the file
     as its folder does: DataLoss where it is no file, ResourceExhausted where it has more than
-    `max_bytes`, InvalidArgument where a link leads out of the folder's root, and Unavailable where
-    the storage does not answer or refuses.
+    `max_bytes`, InvalidArgument where a link leads out of the folder's root, FailedPrecondition
+    where no access is granted, and Unavailable where the storage does not answer or refuses.
     """
 
-    def __init__(
-        self,
-        *,
-        max_bytes: int = MAX_FILE_BYTES,
-        http_pool: Callable[[], urllib3.PoolManager] | None = None,
-    ) -> None:
-        """`http_pool` makes the connections to blob stores where they are not the usual ones."""
-        self._max_bytes = max_bytes
-        self._http_pool = http_pool
+    def __init__(self, storage: Storage | None = None, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        settings = storage or Storage()
+        self.max_bytes = max_bytes
+        self.transport = Transport(
+            Endpoints(settings.azure_endpoint, settings.gcs_endpoint),
+            Timeouts(
+                settings.connect_timeout_seconds,
+                settings.read_timeout_seconds,
+                settings.timeout_seconds,
+            ),
+            connections=settings.requests_per_store,
+        )
+        self._remote = RemoteStore(self.transport, max_bytes=max_bytes, retries=settings.retries)
 
     def read(self, folder: Folder, relative: str) -> bytes | None:
         """The content of the file at `relative` in the folder."""
         if folder.remote:
-            return self._read_remote(folder, relative)
-        return self._read_local(folder, relative)
+            return self._remote.read(folder, relative)
+        return local.read(folder, relative, self.max_bytes)
 
     def folders(self, folder: Folder, relative: str = "") -> list[str]:
         """Names of the folders at `relative` in the folder, in no particular order."""
-        try:
-            return self._entries(folder, relative, folders=True)
-        except FileNotFoundError:
-            return []
+
+        def names(entries: Iterator[Entry]) -> list[str]:
+            return [entry.name for entry in entries if entry.is_folder]
+
+        return self._listed(folder, relative, names) or []
 
     def files(self, folder: Folder, relative: str = "") -> list[str] | None:
         """Names of the files at `relative` in the folder; None where there is no such folder."""
-        try:
-            return self._entries(folder, relative, folders=False)
-        except FileNotFoundError:
-            return None
+        return self._listed(folder, relative, lambda entries: list(_files(entries)))
 
     def versions(self, folder: Folder, relative: str = "") -> dict[str, str]:
         """What tells states of each file at `relative` apart, by name; none without a folder."""
-        try:
-            if folder.remote:
-                path = f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
-                return {
-                    entry.name: f"{entry.stat.size} {entry.stat.mtime} {entry.stat.version}"
-                    for entry in self._remote.scandir(path)
-                    if entry.is_file and entry.stat is not None
-                }
-            versions = {}
-            with os.scandir(local_path(folder, relative)) as entries:
-                for entry in entries:
-                    # A file may be gone by now, as those that writers rename are.
-                    with contextlib.suppress(FileNotFoundError):
-                        state = entry.stat()
-                        if stat.S_ISREG(state.st_mode):
-                            versions[entry.name] = (
-                                f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
-                            )
-            return versions
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except (blobfile.Error, OSError) as error:
-            raise _unavailable(folder.file_name(relative), error) from error
 
-    @cached_property
-    def _remote(self) -> blobfile.Context:
-        # By default blobfile retries for ever and keeps access tokens on disk.
-        context: blobfile.Context = blobfile.create_context(
-            log_callback=lambda message: _log.warning("blob_storage", detail=message),
-            connection_pool_max_size=NUM_THREADS,
-            retry_limit=3,
-            connect_timeout=5,
-            read_timeout=15,
-            save_access_token_to_disk=False,
-            get_http_pool=self._http_pool,
-        )
-        return context
+        def states(entries: Iterator[Entry]) -> dict[str, str]:
+            return {entry.name: entry.state for entry in entries if entry.state}
 
-    def _read_local(self, folder: Folder, relative: str) -> bytes | None:
-        name = folder.file_name(relative)
-        try:
-            path = local_path(folder, relative)
-            # Without O_NONBLOCK opening a pipe would wait for its writer.
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in _MISSING:
-                return None
-            if error.errno == errno.ELOOP:
-                raise corrupt(name, "is a link in a circle") from error
-            raise _unavailable(name, error) from error
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise corrupt(name, "is no file")
-            self._check_size(name, status.st_size)
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                return file.read(self._max_bytes + 1)
-        except OSError as error:
-            raise _unavailable(name, error) from error
-        finally:
-            os.close(handle)
+        return self._listed(folder, relative, states, states=True) or {}
 
-    def _read_remote(self, folder: Folder, relative: str) -> bytes | None:
-        name, path = folder.file_name(relative), f"{folder.path.rstrip('/')}/{relative}"
-        try:
-            size = self._remote.stat(path).size
-            self._check_size(name, size)
-            with self._remote.BlobFile(path, "rb", file_size=size) as file:
-                content: bytes = file.read()
-                return content
-        except FileNotFoundError:
-            return None
-        except IsADirectoryError as error:
-            raise corrupt(name, "is no file") from error
-        except (blobfile.Error, OSError) as error:
-            raise _unavailable(name, error) from error
+    def indices(self, folder: Folder, relative: str, suffix: str) -> array[int] | None:
+        """Numbers that files are called before `suffix`, ascending; None where there is no folder.
 
-    def _check_size(self, name: str, size: int) -> None:
-        if size > self._max_bytes:
+        Other files are passed over.
+        """
+
+        def numbers(entries: Iterator[Entry]) -> array[int]:
+            return array("q", ascending(_files(entries), suffix))
+
+        return self._listed(folder, relative, numbers)
+
+    def update(
+        self,
+        folder: Folder,
+        relative: str,
+        change: Callable[[bytes | None], bytes],
+        *,
+        seconds: float,
+    ) -> None:
+        """Replace a file by what `change` makes of its content, None where there is none.
+
+        `change` is called again where another writer was faster, so that neither's work is lost.
+        Raises what it raises, FailedPrecondition where nothing can be written, and Unavailable
+        where other writers are faster for `seconds`.
+        """
+        if folder.remote:
+            update_blob(self._remote, folder, relative, change, seconds=seconds)
+        else:
+            local.update(folder, relative, change, seconds=seconds, max_bytes=self.max_bytes)
+
+    def _listed(
+        self,
+        folder: Folder,
+        relative: str,
+        collect: Callable[[Iterator[Entry]], _Result],
+        *,
+        states: bool = False,
+    ) -> _Result | None:
+        def bounded(entries: Iterator[Entry]) -> _Result:
+            return collect(_at_most(MAX_ENTRIES, entries, folder.file_name(relative)))
+
+        if folder.remote:
+            return self._remote.listed(folder, relative, bounded)
+        return local.listed(folder, relative, bounded, states=states)
+
+
+def _files(entries: Iterator[Entry]) -> Iterator[str]:
+    return (entry.name for entry in entries if not entry.is_folder)
+
+
+def _at_most(limit: int, entries: Iterator[Entry], name: str) -> Iterator[Entry]:
+    for position, entry in enumerate(entries):
+        if position == limit:
             raise ResourceExhausted(
-                f"{name} has {size} bytes; at most {self._max_bytes} are read.",
-                reason="FILE_TOO_LARGE",
-                metadata={"file": name, "bytes": str(size), "limit": str(self._max_bytes)},
+                f"{name} has more than {limit} entries; no more are listed.",
+                reason="FOLDER_TOO_LARGE",
+                metadata={"limit": str(limit)},
             )
-
-    def _entries(self, folder: Folder, relative: str, folders: bool) -> list[str]:
-        """Names of folders or files; FileNotFoundError where there is no such folder."""
-        try:
-            if folder.remote:
-                path = f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
-                found = self._remote.scandir(path)
-                return [entry.name for entry in found if entry.is_dir == folders]
-            with os.scandir(local_path(folder, relative)) as entries:
-                return [entry.name for entry in entries if entry.is_dir() == folders]
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError(relative) from error
-        except (blobfile.Error, OSError) as error:
-            raise _unavailable(folder.file_name(relative), error) from error
+        yield entry
 
 
 class Blobs:
-    """A file store on a bounded pool of threads, for the event loop."""
+    """A file store on bounded pools of threads, for the event loop.
 
-    def __init__(self, *, max_bytes: int = MAX_FILE_BYTES, threads: int = NUM_THREADS) -> None:
-        self._store = FileStore(max_bytes=max_bytes)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+    Local files have `threads`, every blob store has its own: one that hangs holds up nobody else. A
+    caller who gives up, and the time that the configuration allows, end what a store is asked.
+    """
+
+    def __init__(
+        self,
+        storage: Storage | None = None,
+        *,
+        max_bytes: int = MAX_FILE_BYTES,
+        threads: int = NUM_THREADS,
+    ) -> None:
+        settings = storage or Storage()
+        self.store = FileStore(settings, max_bytes=max_bytes)
+        self._seconds = settings.timeout_seconds
+        self._threads = threads
+        self._threads_per_store = settings.requests_per_store
         self._making = threading.Lock()
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._under_way: set[Operation] = set()
+        self._listings: TTLCache[tuple[str, ...], array[int] | None] = TTLCache(
+            _KEPT_ENTRIES, LISTING_SECONDS, getsizeof=lambda listing: len(listing or ()) + 1
+        )
+        self._listing: dict[tuple[str, ...], asyncio.Task[array[int] | None]] = {}
+        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def read(self, folder: Folder, relative: str) -> bytes | None:
         """As `FileStore.read`."""
-        return await self._run(self._store.read, folder, relative)
+        return await self._run("read", self.store.read, folder, relative)
 
     async def load(
         self, folder: Folder, relative: str, make: Callable[[bytes], _Result]
     ) -> _Result | None:
         """What `make` makes of a file's content, in the thread that read it; None as `read`."""
-        return await self._run(self._load, folder, relative, make)
+        return await self._run("read", self._load, folder, relative, make)
 
     async def folders(self, folder: Folder, relative: str = "") -> list[str]:
         """As `FileStore.folders`."""
-        return await self._run(self._store.folders, folder, relative)
+        return await self._run("listed", self.store.folders, folder, relative)
 
     async def files(self, folder: Folder, relative: str = "") -> list[str] | None:
         """As `FileStore.files`."""
-        return await self._run(self._store.files, folder, relative)
+        return await self._run("listed", self.store.files, folder, relative)
 
     async def versions(self, folder: Folder, relative: str = "") -> dict[str, str]:
         """As `FileStore.versions`."""
-        return await self._run(self._store.versions, folder, relative)
+        return await self._run("listed", self.store.versions, folder, relative)
+
+    async def indices(self, folder: Folder, relative: str, suffix: str) -> array[int] | None:
+        """As `FileStore.indices`, as it is now or was in the last `LISTING_SECONDS`."""
+        key = (folder.path, folder.root, relative, suffix)
+        if key in self._listings:
+            return self._listings[key]
+        task = self._listing.get(key)
+        if task is None:
+            task = asyncio.create_task(self._list(key, folder, relative, suffix))
+            self._listing[key] = task
+            task.add_done_callback(lambda done: self._listing.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def update(
+        self, folder: Folder, relative: str, change: Callable[[bytes | None], bytes]
+    ) -> None:
+        """As `FileStore.update`; writers of the same file take turns here already."""
+        path = f"{folder.path.rstrip('/')}/{relative}"
+        lock = self._writing.setdefault(path, asyncio.Lock())
+        try:
+            async with asyncio.timeout(self._seconds) as time, lock:
+                left = (time.when() or 0.0) - asyncio.get_running_loop().time()
+                work = partial(self.store.update, seconds=left)
+                await self._run("written", work, folder, relative, change)
+        except TimeoutError as error:
+            raise write_conflict(folder.file_name(relative)) from error
+        for key in [key for key in self._listings if path.startswith(key[0])]:
+            self._listings.pop(key, None)
 
     def close(self) -> None:
-        """End the threads; reads under way are finished."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads: what local files are read or written for is finished."""
+        for operation in tuple(self._under_way):
+            operation.give_up()
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _load(
         self, folder: Folder, relative: str, make: Callable[[bytes], _Result]
     ) -> _Result | None:
-        data = self._store.read(folder, relative)
+        data = self.store.read(folder, relative)
         if data is None:
             return None
         # Making holds the interpreter's lock: several at once would only wait for one another and
@@ -217,27 +247,53 @@ class Blobs:
         with self._making:
             return make(data)
 
-    async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+    async def _list(
+        self, key: tuple[str, ...], folder: Folder, relative: str, suffix: str
+    ) -> array[int] | None:
+        found = await self._run("listed", self.store.indices, folder, relative, suffix)
+        self._listings[key] = found
+        return found
 
-
-def local_path(folder: Folder, relative: str) -> str:
-    """The real path of a local file; InvalidArgument where it is not within the folder's root."""
-    path = os.path.realpath(os.path.join(folder.path, relative))
-    if not is_within(path, os.path.realpath(folder.root)):
-        raise InvalidArgument(
-            f"{folder.file_name(relative)} may not be read: it is a link out of its dataset.",
-            reason=PATH_NOT_ALLOWED,
+    async def _run(
+        self,
+        doing: str,
+        work: Callable[..., _Result],
+        folder: Folder,
+        relative: str,
+        *arguments: Any,
+    ) -> _Result:
+        loop = asyncio.get_running_loop()
+        writes = doing == "written"
+        if not folder.remote:
+            pool = self._pool(
+                "write" if writes else "", _WRITE_THREADS if writes else self._threads
+            )
+            return await loop.run_in_executor(pool, work, folder, relative, *arguments)
+        host, name = host_of(folder.path), folder.file_name(relative)
+        if not self.store.transport.circuit(host).admits():
+            raise failure(name, LeftAlone(host), doing)
+        pool = self._pool(
+            f"{host} write" if writes else host,
+            _WRITE_THREADS if writes else self._threads_per_store,
         )
-    return path
+        operation = Operation(self._seconds)
 
+        def run() -> _Result:
+            with operation.entered():
+                return work(folder, relative, *arguments)
 
-def _unavailable(name: str, error: Exception) -> Unavailable:
-    # Only the system's own words are passed on: other texts hold paths, URLs and headers.
-    cause = error.strerror if isinstance(error, OSError) else None
-    _log.warning("storage_unavailable", file=name, error=str(error))
-    return Unavailable(
-        f"{name} can't be read now: {cause or 'the blob store failed'}.",
-        reason="STORAGE_UNAVAILABLE",
-        metadata={"file": name},
-    )
+        self._under_way.add(operation)
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await loop.run_in_executor(pool, run)
+        except TimeoutError as error:
+            raise failure(name, GivenUp(), doing) from error
+        finally:
+            # A thread that still works for it is to stop: nobody waits for it.
+            operation.give_up()
+            self._under_way.discard(operation)
+
+    def _pool(self, name: str, threads: int) -> ThreadPoolExecutor:
+        if name not in self._pools:
+            self._pools[name] = ThreadPoolExecutor(threads, thread_name_prefix=f"blobs {name}")
+        return self._pools[name]

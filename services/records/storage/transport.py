@@ -1,14 +1,40 @@
-"""HTTP to blob stores: where it goes."""
+"""HTTP to blob stores: where it goes, how long it may take, how much it may bring."""
 
 from __future__ import annotations
 
+import io
+import re
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 import urllib3
+from urllib3.exceptions import HTTPError, ProtocolError
+
+from services.records.storage import metrics
+from services.records.storage.circuit import Circuit
+from services.records.storage.operation import (
+    GivenUp,
+    Operation,
+    announce_connections,
+    current,
+)
 
 AZURE_DOMAIN = ".blob.core.windows.net"
 GCS_HOST = "storage.googleapis.com"
+
+# A listing has at most 5,000 entries of some hundred bytes, a blob is asked for in bounded ranges.
+MAX_ANSWER_BYTES = 96 * 2**20
+
+# A caller who waited so long without an answer has seen a failure of the store.
+_SILENCE_SECONDS = 2.0
+_PIECE_BYTES = 2**20
+_REFUSES_FOR_NOW = frozenset({408, 429})
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +45,95 @@ class Endpoints:
     gcs: str | None = None
 
 
-class Transport(urllib3.PoolManager):
-    """Connections of blobfile; requests keep their Host header wherever they are sent."""
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds for a connection, for a silence, and for an operation with all its requests."""
 
-    def __init__(self, endpoints: Endpoints) -> None:
-        super().__init__(retries=False)
+    connect: float = 2.0
+    read: float = 10.0
+    operation: float = 30.0
+
+
+class LeftAlone(Exception):
+    """The store failed too often to be asked now."""
+
+
+class AnswerTooLarge(Exception):
+    """The store's answer is larger than anything that was asked for."""
+
+
+class Transport(urllib3.PoolManager):
+    """Connections of blobfile to all stores.
+
+    Requests keep their Host header wherever they are sent. An answer is read whole, at most
+    `MAX_ANSWER_BYTES`, and compared with the length that it announces. Raises LeftAlone, GivenUp or
+    AnswerTooLarge, which blobfile passes on, and urllib3's errors, on which it tries again.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints = Endpoints(),
+        timeouts: Timeouts = Timeouts(),
+        *,
+        connections: int = 16,
+    ) -> None:
+        super().__init__(num_pools=64, maxsize=connections, retries=False)
+        announce_connections(self)
         self._endpoints = endpoints
+        self._timeouts = timeouts
+        self._circuits: dict[str, Circuit] = {}
+        self._lock = threading.Lock()
+
+    def circuit(self, host: str) -> Circuit:
+        """What is known of the store at a host."""
+        with self._lock:
+            if host not in self._circuits:
+                self._circuits[host] = Circuit(on_change=lambda is_open: _report(host, is_open))
+            return self._circuits[host]
 
     def request(self, method: str, url: str, **options: Any) -> Any:  # type: ignore[override]
-        """As urllib3's."""
+        """As urllib3's; the answer has been read."""
+        host, url, headers = self._place(url, options.get("headers"))
+        operation = current() or Operation(self._timeouts.operation)
+        circuit = self.circuit(host)
+        left = operation.seconds_left()
+        if not circuit.enter():
+            metrics.STORE_REQUESTS.labels(host, "not_sent").inc()
+            raise LeftAlone(host)
+        begun = time.monotonic()
+        try:
+            answer = self._answer(
+                operation,
+                method,
+                url,
+                body=options.get("body"),
+                headers=headers,
+                timeout=urllib3.Timeout(
+                    connect=min(self._timeouts.connect, left), read=min(self._timeouts.read, left)
+                ),
+            )
+        except (HTTPError, OSError, GivenUp) as error:
+            silent = time.monotonic() - begun >= _SILENCE_SECONDS
+            given_up = operation.given_up or isinstance(error, GivenUp)
+            if not given_up or silent:
+                circuit.failed()
+            metrics.STORE_REQUESTS.labels(host, "given_up" if given_up else "failed").inc()
+            if given_up:
+                raise GivenUp from error
+            raise
+        finally:
+            operation.ended_request()
+        if answer.status >= 500 or answer.status in _REFUSES_FOR_NOW:
+            circuit.failed()
+            metrics.STORE_REQUESTS.labels(host, "failed").inc()
+        else:
+            circuit.succeeded()
+            metrics.STORE_REQUESTS.labels(host, "answered").inc()
+            metrics.STORE_SECONDS.labels(host).observe(time.monotonic() - begun)
+        return answer
+
+    def _place(self, url: str, headers: Any) -> tuple[str, str, dict[str, str]]:
+        """The host that is asked for, the URL that is asked instead, and the headers."""
         asked = urllib3.util.parse_url(url)
         host = asked.host or ""
         endpoint = None
@@ -35,7 +141,59 @@ class Transport(urllib3.PoolManager):
             endpoint = self._endpoints.azure
         elif host == GCS_HOST:
             endpoint = self._endpoints.gcs
-        if endpoint is not None:
-            options["headers"] = {**(options.get("headers") or {}), "Host": host}
-            url = endpoint.rstrip("/") + asked.request_uri
-        return super().request(method, url, **options)
+        headers = dict(headers or {})
+        if endpoint is None:
+            return host, url, headers
+        return host, endpoint.rstrip("/") + asked.request_uri, {**headers, "Host": host}
+
+    def _answer(
+        self, operation: Operation, method: str, url: str, **options: Any
+    ) -> urllib3.BaseHTTPResponse:
+        # A redirection could lead anywhere: it is an answer as any other, and no store's.
+        response = super().request(
+            method, url, preload_content=False, retries=False, redirect=False, **options
+        )
+        try:
+            body = b"" if method == "HEAD" else _body(response, operation)
+        except BaseException:
+            response.close()
+            raise
+        operation.ended_request()
+        response.release_conn()
+        return urllib3.HTTPResponse(
+            body=body or io.BytesIO(),
+            headers=response.headers,
+            status=response.status,
+            request_method=method,
+            enforce_content_length=False,
+        )
+
+
+def _body(response: urllib3.BaseHTTPResponse, operation: Operation) -> bytes:
+    announced = response.headers.get("Content-Length", "")
+    if announced.isdigit() and int(announced) > MAX_ANSWER_BYTES:
+        raise AnswerTooLarge
+    pieces: list[bytes] = []
+    size = 0
+    while piece := response.read1(_PIECE_BYTES):
+        size += len(piece)
+        if size > MAX_ANSWER_BYTES:
+            raise AnswerTooLarge
+        pieces.append(piece)
+        operation.seconds_left()
+    body = b"".join(pieces)
+    if "Content-Encoding" not in response.headers:
+        if announced.isdigit() and size != int(announced):
+            raise ProtocolError(f"{size} bytes came of {announced}")
+        part = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status == 206 and part and size != int(part[2]) - int(part[1]) + 1:
+            raise ProtocolError(f"{size} bytes came of the range {part[0]}")
+    return body
+
+
+def _report(host: str, is_open: bool) -> None:
+    metrics.STORE_LEFT_ALONE.labels(host).set(is_open)
+    if is_open:
+        _log.warning("blob_store_left_alone", store=host)
+    else:
+        _log.info("blob_store_answers_again", store=host)

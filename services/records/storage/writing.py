@@ -1,97 +1,89 @@
-"""Storing explanations beside those of other writers, in local folders."""
+"""Storing explanations beside those of other writers."""
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-
 from services.records.components import Component
 from services.records.explanations import decode
-from services.records.storage.blobs import local_path
+from services.records.storage.blobs import Blobs
+from services.records.storage.failures import too_large
 from services.records.storage.folders import Folder
-from shared.errors import FailedPrecondition, Unimplemented
-from shared.formats.encoding import encode, merge_explanations, write_atomically
+from shared.errors import FailedPrecondition
+from shared.formats.decoding import SimulationResults
+from shared.formats.encoding import encode, merge_explanations
 from shared.formats.records import NeuronId
-from shared.formats.simulations import NeuronSimulationResults, ScoredExplanation
+from shared.formats.simulations import (
+    AttentionSimulationResults,
+    NeuronSimulationResults,
+    ScoredAttentionExplanation,
+    ScoredExplanation,
+)
+
+Scored = ScoredExplanation | ScoredAttentionExplanation
 
 
 class ExplanationWriter:
-    """Adds explanations to explanation files, one writer of a layer at a time.
-
-    The layer's folder is locked, so that writers in other processes wait too; a reader sees the
-    file as it was or as it is.
+    """Adds explanations to explanation files, local or on a blob store; a reader sees a file as it
+    was or as it is.
     """
 
-    def __init__(self) -> None:
-        # Waiting for another process's lock takes a thread: they are kept apart from the readers'.
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="write")
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
 
-    async def put(self, component: Component, folder: Folder, scored: ScoredExplanation) -> bool:
+    async def put(self, component: Component, folder: Folder, scored: Scored) -> bool:
         """Store an explanation; whether one of the same text was replaced.
 
-        Unimplemented for a blob store, FailedPrecondition where the folder can't be written to or
-        holds explanations of an attention head's token pairs, DataLoss where the file that is
-        there can't be read: it is left as it is.
+        FailedPrecondition where the folder can't be written to or the file holds explanations of
+        the other kind, DataLoss where the file that is there can't be read (it is left as it is),
+        ResourceExhausted where the file would become too large to be read, Unavailable where the
+        storage fails or other writers are faster again and again.
         """
-        if folder.remote:
-            raise Unimplemented(
-                f"{folder.name} is on a blob store; explanations are stored in local folders only.",
-                field="explanation_dataset",
-            )
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, _put, component, folder, scored
-        )
-
-    def close(self) -> None:
-        """End the threads; writes under way are finished."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        merging = _Merging(component, folder, scored, self._blobs.store.max_bytes)
+        await self._blobs.update(folder, component.explanation_file, merging)
+        return merging.replaced
 
 
-def _put(component: Component, folder: Folder, scored: ScoredExplanation) -> bool:
-    # Checked before the layer's folder is made, and resolved: links inside may lead elsewhere.
-    path = Path(local_path(folder, component.explanation_file))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
-            existing = _existing(path, component, folder)
-            added = NeuronSimulationResults(
-                NeuronId(component.component_index, component.layer_index), [scored]
-            )
-            write_atomically(path, encode(merge_explanations(existing, added)) + b"\n")
-    except OSError as error:
-        raise FailedPrecondition(
-            f"{folder.name} can't be written to: {error.strerror}.",
-            field="explanation_dataset",
-            reason="NOT_WRITABLE",
-        ) from error
-    before = existing.scored_explanations if existing else []
-    return any(each.explanation == scored.explanation for each in before)
+class _Merging:
+    """Makes the new content of a file from the old one, as often as the file changed meanwhile."""
 
+    def __init__(
+        self, component: Component, folder: Folder, scored: Scored, max_bytes: int
+    ) -> None:
+        self._component = component
+        self._folder = folder
+        self._scored = scored
+        self._as_stored = encode(scored)
+        self._max_bytes = max_bytes
+        self._begun = False
+        self.replaced = False
 
-def _existing(path: Path, component: Component, folder: Folder) -> NeuronSimulationResults | None:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    results = decode(data, component, folder)
-    if not isinstance(results, NeuronSimulationResults):
-        raise FailedPrecondition(
-            f"{folder.file_name(component.explanation_file)} holds explanations of token pairs.",
-            field="component",
-        )
-    return results
+    def __call__(self, content: bytes | None) -> bytes:
+        existing = None if content is None else decode(content, self._component, self._folder)
+        before = None
+        for each in existing.scored_explanations if existing else []:
+            if each.explanation == self._scored.explanation:
+                before = each
+        # What this writer itself stored in an attempt whose answer was lost replaced nothing.
+        if not (self._begun and before is not None and encode(before) == self._as_stored):
+            self.replaced = before is not None
+        self._begun = True
+        merged = encode(self._merged(existing)) + b"\n"
+        if len(merged) > self._max_bytes:
+            name = self._folder.file_name(self._component.explanation_file)
+            raise too_large(name, len(merged), self._max_bytes, "written")
+        return merged
 
+    def _merged(self, existing: SimulationResults | None) -> SimulationResults:
+        identity = NeuronId(self._component.component_index, self._component.layer_index)
+        if isinstance(self._scored, ScoredExplanation):
+            if isinstance(existing, AttentionSimulationResults):
+                raise self._of_the_other_kind("token pairs")
+            added = NeuronSimulationResults(identity, [self._scored])
+            return merge_explanations(existing, added)
+        if isinstance(existing, NeuronSimulationResults):
+            raise self._of_the_other_kind("tokens")
+        pairs = AttentionSimulationResults(identity, [self._scored])
+        return merge_explanations(existing, pairs)
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    def _of_the_other_kind(self, kind: str) -> FailedPrecondition:
+        name = self._folder.file_name(self._component.explanation_file)
+        return FailedPrecondition(f"{name} holds explanations of {kind}.", field="component")

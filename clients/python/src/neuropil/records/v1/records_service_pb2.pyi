@@ -283,16 +283,18 @@ class AttentionSimulation(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[str]] = ..., token_pair_coordinates: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., token_pair_labels: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., predictions: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class PutExplanationRequest(_message.Message):
-    __slots__ = ("component", "explanation_dataset", "explanation", "scored_simulation")
+    __slots__ = ("component", "explanation_dataset", "explanation", "scored_simulation", "scored_attention_simulation")
     COMPONENT_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_DATASET_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     SCORED_SIMULATION_FIELD_NUMBER: _ClassVar[int]
+    SCORED_ATTENTION_SIMULATION_FIELD_NUMBER: _ClassVar[int]
     component: _component_pb2.ComponentId
     explanation_dataset: str
     explanation: str
     scored_simulation: _simulation_pb2.ScoredSimulation
-    def __init__(self, component: _Optional[_Union[_component_pb2.ComponentId, _Mapping]] = ..., explanation_dataset: _Optional[str] = ..., explanation: _Optional[str] = ..., scored_simulation: _Optional[_Union[_simulation_pb2.ScoredSimulation, _Mapping]] = ...) -> None: ...
+    scored_attention_simulation: ScoredAttentionSimulation
+    def __init__(self, component: _Optional[_Union[_component_pb2.ComponentId, _Mapping]] = ..., explanation_dataset: _Optional[str] = ..., explanation: _Optional[str] = ..., scored_simulation: _Optional[_Union[_simulation_pb2.ScoredSimulation, _Mapping]] = ..., scored_attention_simulation: _Optional[_Union[ScoredAttentionSimulation, _Mapping]] = ...) -> None: ...
 
 class PutExplanationResponse(_message.Message):
     __slots__ = ("replaced",)

@@ -1,0 +1,161 @@
+"""Files of local folders: read, listed and replaced."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from services.records.storage.failures import (
+    failure,
+    not_writable,
+    outside,
+    refused,
+    too_large,
+    write_conflict,
+)
+from services.records.storage.folders import Folder, is_within
+from services.records.storage.names import Entry
+from shared.formats.decoding import corrupt
+from shared.formats.encoding import write_atomically
+
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
+# Without O_NONBLOCK opening a pipe would wait for its writer.
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_LONGEST_PAUSE_SECONDS = 0.02
+
+_Result = TypeVar("_Result")
+
+
+def read(folder: Folder, relative: str, max_bytes: int) -> bytes | None:
+    """The content of a file; None where there is none.
+
+    Raises DataLoss for what is no file, ResourceExhausted for one of more than `max_bytes`,
+    InvalidArgument for a link out of the folder's root, and what `failures.failure` makes of the
+    rest.
+    """
+    name = folder.file_name(relative)
+    try:
+        path = real_path(folder, relative)
+        # To open a device or a pipe may already do something.
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise corrupt(name, "is no file")
+        handle = os.open(path, _READ)
+    except OSError as error:
+        if error.errno in _MISSING:
+            return None
+        if error.errno == errno.ELOOP:
+            raise corrupt(name, "is a link in a circle") from error
+        raise failure(name, error) from error
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise corrupt(name, "is no file")
+        if status.st_size > max_bytes:
+            raise too_large(name, status.st_size, max_bytes)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise failure(name, error) from error
+    finally:
+        os.close(handle)
+    if len(content) > max_bytes:
+        # It grew meanwhile.
+        raise too_large(name, len(content), max_bytes)
+    return content
+
+
+def listed(
+    folder: Folder,
+    relative: str,
+    collect: Callable[[Iterator[Entry]], _Result],
+    *,
+    states: bool = False,
+) -> _Result | None:
+    """What `collect` makes of the entries at `relative`, None where there is no such folder."""
+    try:
+        with os.scandir(real_path(folder, relative)) as entries:
+            return collect(_entries(entries, states))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise failure(folder.file_name(relative), error, "listed") from error
+
+
+def update(
+    folder: Folder,
+    relative: str,
+    change: Callable[[bytes | None], bytes],
+    *,
+    seconds: float,
+    max_bytes: int,
+) -> None:
+    """Replace a file by what `change` makes of its content, None where there is none.
+
+    One writer at a time, of all processes, changes the files of a folder; Unavailable where others
+    do for all of `seconds`. A crash leaves the file as it was or as it shall be. FailedPrecondition
+    where it can't be written.
+    """
+    # Checked before any folder is made, and resolved: links inside may lead elsewhere.
+    path = Path(real_path(folder, relative))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent, folder.file_name(relative), time.monotonic() + seconds):
+            write_atomically(path, change(read(folder, relative, max_bytes)), alone=True)
+    except OSError as error:
+        if refused(error):
+            raise failure(folder.file_name(relative), error, "written") from error
+        raise not_writable(folder.name, str(error.strerror)) from error
+
+
+def real_path(folder: Folder, relative: str) -> str:
+    """The real path of a file; InvalidArgument where it is not within the folder's root."""
+    try:
+        path = os.path.realpath(os.path.join(folder.path, relative))
+        if is_within(path, os.path.realpath(folder.root)):
+            return path
+    except ValueError:
+        # A name that no file can have, such as one with a NUL.
+        pass
+    raise outside(folder.file_name(relative))
+
+
+def _entries(entries: Iterable[os.DirEntry[str]], states: bool) -> Iterator[Entry]:
+    for entry in entries:
+        # A file may be gone by now, as those that writers rename are.
+        with suppress(FileNotFoundError):
+            state = entry.stat() if states else None
+            if state is not None and stat.S_ISREG(state.st_mode):
+                words = f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
+                yield Entry(entry.name, False, words)
+            else:
+                yield Entry(entry.name, entry.is_dir())
+
+
+@contextmanager
+def _locked(folder: Path, name: str, deadline: float) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # A lock that is waited for could not be given up when the time is over.
+        while not _lock(handle):
+            if time.monotonic() > deadline:
+                raise write_conflict(name)
+            time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

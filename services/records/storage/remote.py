@@ -1,0 +1,181 @@
+"""Blobs of Azure and Google storage, through blobfile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from itertools import chain
+from typing import TypeVar, cast
+
+import blobfile
+import structlog
+
+from services.records.storage import conditional
+from services.records.storage.failures import (
+    STORE_FAILURES,
+    failure,
+    not_writable,
+    status_of,
+    too_large,
+)
+from services.records.storage.folders import Folder
+from services.records.storage.names import Entry
+from services.records.storage.transport import AZURE_DOMAIN, GCS_HOST, Transport
+from shared.errors import Unavailable
+
+# One request brings a blob of less than this; a larger one is asked for its size first.
+_FIRST_BYTES = 4 * 2**20
+# A blob may be replaced between two requests: then all is read again, so often.
+_MAX_REPLACED = 3
+# Azure: no such blob or container, no such account.
+_MISSING = frozenset({404, 600})
+_WILDCARDS = frozenset("*?[]")
+
+_Result = TypeVar("_Result")
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The content of a blob and what its store calls this state of it."""
+
+    content: bytes
+    version: str
+
+
+class RemoteStore:
+    """Reads, lists and replaces blobs; blocks, and works for the operation of its thread.
+
+    A missing blob or folder is None. Raises what `failures.failure` makes of all else that goes
+    wrong, and ResourceExhausted where a blob has more than `max_bytes`.
+    """
+
+    def __init__(self, transport: Transport, *, max_bytes: int, retries: int) -> None:
+        self._transport = transport
+        self._max_bytes = max_bytes
+        context: Callable[..., blobfile.Context] = partial(
+            blobfile.create_context,
+            # What failed is told once, by `failure`; blobfile would log URLs.
+            log_callback=lambda message: _log.debug("blob_store_retry"),
+            get_http_pool=lambda: transport,
+            save_access_token_to_disk=False,
+        )
+        self._context = context(retry_limit=retries)
+        # A write that failed may have happened: only its author can tell whether to repeat it.
+        self._once = context(retry_limit=0)
+        self._reached: set[str] = set()
+        self._lock = threading.Lock()
+
+    def read(self, folder: Folder, relative: str) -> bytes | None:
+        """The content of a blob."""
+        name = folder.file_name(relative)
+        return self._told(name, "read", lambda path: self._read(path, name), folder, relative)
+
+    def read_version(self, folder: Folder, relative: str) -> Version | None:
+        """The content of a blob with a version that is not newer than the content."""
+        name = folder.file_name(relative)
+
+        def read(path: str) -> Version | None:
+            version = self._context.stat(path).version or ""
+            content = self._read(path, name)
+            return None if content is None else Version(content, version)
+
+        return self._told(name, "read", read, folder, relative)
+
+    def replace(self, folder: Folder, relative: str, content: bytes, version: str | None) -> bool:
+        """Store a blob if its version is still the one given; None: if there is no such blob.
+
+        False where it is not. FailedPrecondition where there is no such container or bucket.
+        """
+        put = partial(conditional.put, self._once, content=content, version=version)
+        stored = self._told(folder.file_name(relative), "written", put, folder, relative)
+        if stored is None:
+            raise not_writable(folder.name, "there is no such container or bucket")
+        return stored
+
+    def listed(
+        self, folder: Folder, relative: str, collect: Callable[[Iterator[Entry]], _Result]
+    ) -> _Result | None:
+        """What `collect` makes of the entries at `relative`; None where there is nothing."""
+
+        def work(path: str) -> _Result | None:
+            if _WILDCARDS & set(path):
+                entries = iter(self._context.scandir(path))
+            else:
+                # A request a page, where scandir first asks four times whether there is anything.
+                entries = self._context.scanglob(f"{path}/*")
+            first = next(entries, None)
+            return None if first is None else collect(map(_entry, chain((first,), entries)))
+
+        return self._told(folder.file_name(relative), "listed", work, folder, relative)
+
+    def _read(self, path: str, name: str) -> bytes | None:
+        most = min(_FIRST_BYTES, self._max_bytes + 1)
+        for _ in range(_MAX_REPLACED):
+            # A size that is given need not be asked for; the range's end may lie behind the blob's.
+            with self._context.BlobFile(path, "rb", buffer_size=most, file_size=most) as file:
+                content = cast("BufferedReader", file).read1(most)
+            if len(content) < most:
+                return content
+            state = self._context.stat(path)
+            if state.size > self._max_bytes:
+                raise too_large(name, state.size, self._max_bytes)
+            most = state.size + 1
+        raise Unavailable(
+            f"{name} can't be read now: it is being replaced again and again.",
+            reason="STORAGE_UNAVAILABLE",
+            metadata={"file": name},
+        )
+
+    def _told(
+        self,
+        name: str,
+        doing: str,
+        work: Callable[[str], _Result | None],
+        folder: Folder,
+        relative: str,
+    ) -> _Result | None:
+        path = f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
+        try:
+            self._reach(path)
+            return work(path)
+        except FileNotFoundError:
+            return None
+        except STORE_FAILURES as error:
+            if status_of(error) in _MISSING:
+                return None
+            raise failure(name, error, doing) from error
+
+    def _reach(self, path: str) -> None:
+        """Ask the account anything, before blobfile asks for a right to its container.
+
+        blobfile does that under a lock, which all accounts of the process share: one that hangs
+        would stop the others.
+        """
+        host = host_of(path)
+        container = path.split("/")[3] if host.endswith(AZURE_DOMAIN) else ""
+        key = f"{host}/{container}"
+        if not container or key in self._reached:
+            return
+        self._transport.request("HEAD", f"https://{key}")
+        with self._lock:
+            self._reached.add(key)
+
+
+def _entry(found: blobfile.DirEntry) -> Entry:
+    if found.is_dir or found.stat is None:
+        return Entry(found.name, found.is_dir)
+    state = found.stat
+    return Entry(found.name, False, f"{state.size} {state.mtime} {state.version}")
+
+
+def host_of(path: str) -> str:
+    """The host that answers for a path: what can fail as a whole."""
+    scheme, _, rest = path.partition("://")
+    name = rest.partition("/")[0]
+    if scheme.lower() == "gs":
+        return GCS_HOST
+    return name.lower() if scheme.lower() == "https" else f"{name}{AZURE_DOMAIN}"
