@@ -3,7 +3,7 @@
 A lease is the mark that its owner stores under the key of the reply itself, so that one command
 asks for a reply and, where there is none, for the right to load it. What its owner writes
 afterwards is written only while the mark is still there: a reply loaded before the key was dropped
-never comes back.
+never comes back. Replies that change are therefore stored with a lease only.
 """
 
 from __future__ import annotations

@@ -66,9 +66,17 @@ class Address:
                 password=options.get("password"),
                 tls=_tls(options) if encrypted else None,
             )
-        except (ValueError, OSError) as error:
-            # The texts of these name the part at fault, and of the URL at most that part.
-            raise ConfigurationError("cache.url", f"can't be used: {error}") from None
+        except OSError as error:
+            raise ConfigurationError(
+                "cache.url", f"names a certificate that can't be read: {error.strerror}"
+            ) from None
+        except ValueError:
+            # The texts of these repeat parts of the URL, where a password may be.
+            raise ConfigurationError(
+                "cache.url",
+                "can't be read; it is redis://user:password@host:port/database, where /, #, ? and "
+                "@ in a password are written as %2F, %23, %3F and %40",
+            ) from None
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
@@ -241,6 +249,9 @@ async def connect(address: Address) -> Connection:
             raise ConnectionFailed("no connection in time") from None
         if isinstance(error, OSError):
             raise ConnectionFailed(f"no connection: {error.strerror or error}") from None
+        if isinstance(error, ValueError):
+            # A name that is none: too long a label, an empty one.
+            raise ConnectionFailed("no connection: the host's name is none") from None
         raise
     return connection
 

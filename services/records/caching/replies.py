@@ -72,9 +72,9 @@ class ReplyCache:
     ) -> bytes | None:
         """The reply for `key`, made by `load` where no cache has it; None where there is nothing.
 
-        `memory_ttl_seconds` is how long memory keeps it, where that is less: so long this process
-        may answer what another one has changed. `not_shared` says that the shared cache has been
-        asked already and has nothing.
+        `memory_ttl_seconds` is for replies that change: how long memory keeps them, and so how long
+        this process may answer what another one has changed. `not_shared` says that the shared
+        cache has been asked already and has nothing.
         """
         found = self.peek(key)
         if found is not None:
@@ -82,9 +82,8 @@ class ReplyCache:
         _MISS.inc()
         flight = self._flights.get(key)
         if flight is None:
-            kept = ttl_seconds if memory_ttl_seconds is None else memory_ttl_seconds
             flight = asyncio.create_task(
-                self._fill(key, load, ttl_seconds, min(ttl_seconds, kept), not_shared)
+                self._fill(key, load, ttl_seconds, memory_ttl_seconds, not_shared)
             )
             self._flights[key] = flight
             flight.add_done_callback(lambda done: self._landed(key, done))
@@ -108,11 +107,11 @@ class ReplyCache:
 
     async def forget(self, key: str) -> None:
         """Drop a reply here and in the shared cache; a load under way will not be remembered."""
-        self._times_forgotten += 1
-        self._flights.pop(key, None)
-        self._memory.drop(key)
+        self._drop(key)
         if self._shared is not None:
             await self._shared.delete(key)
+            # Whoever asked before that may have brought the old reply back from there.
+            self._drop(key)
 
     async def close(self) -> None:
         """End the loads under way and close the shared cache."""
@@ -124,9 +123,16 @@ class ReplyCache:
             await self._shared.close()
 
     async def _fill(
-        self, key: str, load: Load, ttl_seconds: float, memory_ttl: float, not_shared: bool
+        self,
+        key: str,
+        load: Load,
+        ttl_seconds: float,
+        memory_ttl_seconds: float | None,
+        not_shared: bool,
     ) -> bytes | None:
         shared, lease = self._shared, None
+        changes = memory_ttl_seconds is not None
+        memory_ttl = min(ttl_seconds, memory_ttl_seconds or ttl_seconds)
         # With leases it is asked again, as that takes the lease where there is still nothing.
         if shared is not None and (shared.leasing or not not_shared):
             found = await shared.find(key)
@@ -142,7 +148,8 @@ class ReplyCache:
             reply = await self._load_for_all(shared, lease, load)
         if self._is_current(key):
             self._remember(key, MISSING if reply is None else reply, memory_ttl)
-            if shared is not None:
+            # Without a lease it can't be told whether the reply was dropped since it was loaded.
+            if shared is not None and (lease is not None or not changes):
                 shared_ttl = min(self._missing_ttl, ttl_seconds) if reply is None else ttl_seconds
                 shared.put(key, reply, shared_ttl, lease)
         return reply
@@ -165,6 +172,11 @@ class ReplyCache:
             raise
         finally:
             stop_keeping()
+
+    def _drop(self, key: str) -> None:
+        self._times_forgotten += 1
+        self._flights.pop(key, None)
+        self._memory.drop(key)
 
     def _is_current(self, key: str) -> bool:
         """Whether the running flight is still the one whose reply counts."""

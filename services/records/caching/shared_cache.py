@@ -91,6 +91,9 @@ class SharedCache:
         While another replica loads it, its reply is waited for, a bounded time. None: load it
         without a lease.
         """
+        if key in self._owed:
+            # What the server has was changed since.
+            return None
         waited_since = None
         pause = _FIRST_POLL_SECONDS
         while True:
@@ -111,6 +114,7 @@ class SharedCache:
     async def find_many(self, keys: Sequence[str]) -> dict[str, bytes | Missing]:
         """What is kept for several keys, by MGETs of a bounded size."""
         found: dict[str, bytes | Missing] = {}
+        keys = [key for key in keys if key not in self._owed]
         position = 0
         while position < len(keys):
             count = max(1, min(_MAX_BATCH_KEYS, int(_BATCH_BYTES / self._typical_bytes)))
@@ -133,7 +137,7 @@ class SharedCache:
 
         With a lease only if it still holds.
         """
-        if not self._writable.closed:
+        if not self._writable.closed or key in self._owed:
             PUTS.labels("skipped").inc()
         elif not self._queue.add(commands.store(key, reply, ttl_seconds, lease), self._stored):
             PUTS.labels("dropped").inc()
