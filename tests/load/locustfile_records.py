@@ -231,7 +231,6 @@ class Searcher(RecordUser):
         self.call(
             "SearchExplanations",
             v1.SearchExplanationsRequest(dataset=dataset, query=query, mode=v1.SEARCH_MODE_TEXT),
-            answers=frozenset({"UNIMPLEMENTED"}),
         )
 
 
