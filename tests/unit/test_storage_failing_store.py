@@ -1,0 +1,300 @@
+"""A blob store that hangs, lies, stammers or sends garbage, as no emulator does on request."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from services.records.storage import transport
+from services.records.storage.blobs import Blobs, FileStore
+from services.records.storage.circuit import FAILURES_IN_A_ROW
+from services.records.storage.folders import Folder
+from shared.errors import NeuropilError, Unavailable
+from shared.settings import Storage
+
+CONTENT = b"content"
+SECONDS = 20
+"""Long enough for anything that does not wait for what hangs."""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *args: Any) -> None:
+        """Nothing: clients that give up are what is tested."""
+
+
+class Store:
+    """Answers as Azure does, but for blobs whose names say otherwise."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.hosts: set[str] = set()
+        self.broken = False
+        self.hanging_hosts: set[str] = set()
+        self.go_on = threading.Event()
+        self.server = Server(("127.0.0.1", 0), handler_of(self))
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def settings(self, **options: Any) -> Storage:
+        chosen = {"read_timeout_seconds": 60.0, "timeout_seconds": 60.0, **options}
+        return Storage(azure_endpoint=self.endpoint, gcs_endpoint=self.endpoint, **chosen)
+
+    def close(self) -> None:
+        self.go_on.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def handler_of(store: Store) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            url = urlsplit(self.path)
+            name = unquote(url.path).rsplit("/", 1)[-1]
+            store.seen[name] += 1
+            store.hosts.add(self.headers["Host"])
+            if self.headers["Host"].split(".")[0] in store.hanging_hosts or name == "hangs":
+                store.go_on.wait(60)
+                self.close_connection = True
+                return
+            if "maxresults=1" in url.query or self.command == "HEAD":
+                self.send(200, CONTENT)
+            elif store.broken:
+                self.send(503, b"secret detail")
+            elif "comp=list" in url.query or url.path.endswith("/o"):
+                self.send(200, b"<garbage" if "comp" in url.query else b"{garbage")
+            else:
+                BEHAVIOURS.get(name, whole)(self)
+
+        def send(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            self.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")
+            self.send_header("ETag", '"0x8DC0FFEE"')
+            for key, value in headers.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            """Nothing: pytest's output is for failures."""
+
+    return Handler
+
+
+def whole(handler: Any) -> None:
+    handler.send(206, CONTENT, Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
+
+
+def truncated(handler: Any) -> None:
+    handler.send(206, CONTENT[:3], len(CONTENT))
+    handler.close_connection = True
+
+
+def too_short_a_range(handler: Any) -> None:
+    handler.send(206, CONTENT[:3], Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
+
+
+def more_than_asked_for(handler: Any) -> None:
+    handler.send(206, b"x" * (5 * 2**20))
+
+
+def endless(handler: Any) -> None:
+    handler.send_response(206)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.close_connection = True
+    while True:
+        handler.wfile.write(b"x" * 2**20)
+
+
+def dripping(handler: Any) -> None:
+    handler.send(206, b"", 1000)
+    while True:
+        handler.wfile.write(b"x")
+        time.sleep(0.05)
+
+
+def redirected(handler: Any) -> None:
+    handler.send(302, b"", Location="http://127.0.0.1:9/secret")
+
+
+def babbling(handler: Any) -> None:
+    handler.wfile.write(b"\x00\x01 this is no HTTP\r\n\r\n")
+    handler.close_connection = True
+
+
+BEHAVIOURS: dict[str, Callable[[Any], None]] = {
+    "announces-too-much": lambda handler: handler.send(206, CONTENT, 10**12),
+    "dripping": dripping,
+    "endless": endless,
+    "more-than-asked-for": more_than_asked_for,
+    "babbling": babbling,
+    "redirected": redirected,
+    "too-short-a-range": too_short_a_range,
+    "truncated": truncated,
+    "whole-with-200": lambda handler: handler.send(200, CONTENT),
+    "conflict": lambda handler: handler.send(409, b"", x_ms_error_code="Other"),
+    "teapot": lambda handler: handler.send(418, b"secret detail"),
+}
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "a2V5")
+    monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
+    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 8 * 2**20)
+    made = Store()
+    yield made
+    made.close()
+
+
+FOLDER = Folder.trusted("az://fails/box/mlp")
+
+
+def test_a_good_answer_and_its_host(store: Store) -> None:
+    files = FileStore(store.settings())
+    assert files.read(FOLDER, "good") == CONTENT
+    assert files.read(Folder.trusted("gs://box/mlp"), "good") == CONTENT
+    assert store.hosts == {"fails.blob.core.windows.net", "storage.googleapis.com"}
+    assert store.seen["good"] == 2, "a size that nobody needs was asked for"
+
+
+@pytest.mark.parametrize("scheme", ["az://fails/box", "gs://box"])
+@pytest.mark.parametrize("behaviour", [*BEHAVIOURS, "hangs"])
+def test_a_bad_answer_is_unavailable(store: Store, scheme: str, behaviour: str) -> None:
+    files = FileStore(store.settings(read_timeout_seconds=0.2, timeout_seconds=1.0, retries=1))
+    with pytest.raises(Unavailable) as caught:
+        files.read(Folder.trusted(f"{scheme}/mlp"), behaviour)
+    assert caught.value.reason == "STORAGE_UNAVAILABLE"
+    assert caught.value.metadata == {"file": f"{scheme}/mlp/{behaviour}"}
+    assert_tells_nothing(caught.value)
+
+
+def test_a_bad_answer_is_asked_for_again(store: Store) -> None:
+    files = FileStore(store.settings(retries=2))
+    for behaviour in ("truncated", "too-short-a-range", "babbling"):
+        with pytest.raises(Unavailable):
+            files.read(FOLDER, behaviour)
+        assert store.seen[behaviour] == 3
+        assert files.read(FOLDER, "good") == CONTENT
+    with pytest.raises(Unavailable):
+        files.read(FOLDER, "teapot")
+    assert store.seen["teapot"] == 1, "what a store refuses is not asked for again"
+
+
+@pytest.mark.parametrize("path", ["az://fails/box", "gs://box"])
+def test_a_listing_of_garbage(store: Store, path: str) -> None:
+    files = FileStore(store.settings())
+    for call in (files.files, files.folders, files.versions):
+        with pytest.raises(Unavailable) as caught:
+            call(Folder.trusted(path), "0")
+        assert_tells_nothing(caught.value)
+
+
+async def test_a_store_that_hangs_holds_up_no_other(store: Store, tmp_path: Path) -> None:
+    """Not even at its first use, when blobfile asks under a lock what its credentials are for."""
+    (tmp_path / "1.json").write_bytes(b"local")
+    store.hanging_hosts = {"hangs1"}
+    blobs = Blobs(store.settings())
+    hanging = Folder.trusted("az://hangs1/box")
+    reads = [asyncio.create_task(blobs.read(hanging, f"{number}")) for number in range(100)]
+    for _ in range(SECONDS * 100):
+        await asyncio.sleep(0.01)
+        if store.seen["box"] >= 16:
+            break
+    others = [Folder.trusted("az://fine1/box"), Folder.trusted("gs://box/mlp")]
+    for folder in others:
+        assert await asyncio.wait_for(blobs.read(folder, "good"), SECONDS) == CONTENT
+    local = Folder.trusted(str(tmp_path))
+    assert await asyncio.wait_for(blobs.read(local, "1.json"), SECONDS) == b"local"
+    assert not any(read.done() for read in reads)
+    for read in reads:
+        read.cancel()
+    await asyncio.wait(reads)
+    await asyncio.wait_for(asyncio.to_thread(blobs.close), SECONDS)
+
+
+async def test_who_gives_up_frees_the_thread(store: Store) -> None:
+    blobs = Blobs(store.settings(requests_per_store=2))
+    assert await blobs.read(FOLDER, "good") == CONTENT
+    for _ in range(3):
+        reads = [asyncio.create_task(blobs.read(FOLDER, "hangs")) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        for read in reads:
+            read.cancel()
+        await asyncio.wait(reads)
+        assert await asyncio.wait_for(blobs.read(FOLDER, "good"), SECONDS) == CONTENT
+    blobs.close()
+
+
+async def test_an_operation_ends_with_its_time(store: Store) -> None:
+    blobs = Blobs(store.settings(timeout_seconds=0.5, retries=10))
+    for name in ("hangs", "dripping"):
+        with pytest.raises(Unavailable, match="took too long"):
+            await asyncio.wait_for(blobs.read(FOLDER, name), SECONDS)
+    await asyncio.wait_for(asyncio.to_thread(blobs.close), SECONDS)
+
+
+async def test_the_time_counts_in_the_queue(store: Store) -> None:
+    blobs = Blobs(store.settings(timeout_seconds=1.0, requests_per_store=1))
+    outcomes = await asyncio.wait_for(
+        asyncio.gather(*(blobs.read(FOLDER, "hangs") for _ in range(9)), return_exceptions=True),
+        SECONDS,
+    )
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}
+    blobs.close()
+
+
+async def test_a_store_that_fails_is_left_alone_and_found_again(store: Store) -> None:
+    blobs = Blobs(store.settings(retries=0))
+    assert await blobs.read(FOLDER, "good") == CONTENT
+    store.broken = True
+    for _ in range(FAILURES_IN_A_ROW):
+        with pytest.raises(Unavailable):
+            await blobs.read(FOLDER, "asked")
+    for _ in range(50):
+        with pytest.raises(Unavailable) as caught:
+            await blobs.read(FOLDER, "asked")
+        assert_tells_nothing(caught.value)
+    assert store.seen["asked"] < FAILURES_IN_A_ROW + 10
+    store.broken = False
+    async with asyncio.timeout(SECONDS):
+        while True:
+            try:
+                assert await blobs.read(FOLDER, "good") == CONTENT
+                break
+            except Unavailable:
+                await asyncio.sleep(0.05)
+    assert await blobs.read(FOLDER, "good") == CONTENT
+    blobs.close()
+
+
+def assert_tells_nothing(error: NeuropilError) -> None:
+    said = f"{error.message} {error.metadata}".lower()
+    for secret in ("http", "127.0.0.1", "secret", "signature", "sharedkey", "x-ms-"):
+        assert secret not in said, said
