@@ -12,7 +12,7 @@ from services.records.storage.folders import (
     is_within,
     looks_like_path,
 )
-from shared.errors import InvalidArgument, NotFound
+from shared.errors import ConfigurationError, InvalidArgument, NotFound
 from shared.settings import Dataset
 
 PATH_NOT_ALLOWED = "PATH_NOT_ALLOWED"
@@ -35,9 +35,17 @@ class DatasetRegistry:
         self, datasets: Sequence[Dataset] = (), allowed_path_prefixes: Sequence[str] = ()
     ) -> None:
         self.datasets = tuple(datasets)
-        self._prefixes = [
-            (prefix, canonical_of_configured(prefix)) for prefix in allowed_path_prefixes
-        ]
+        self._prefixes: list[tuple[str, str]] = []
+        for position, prefix in enumerate(allowed_path_prefixes):
+            form = canonical_of_configured(prefix)
+            if form is None:
+                # Taken as it is written it would allow more than it says, or nothing.
+                raise ConfigurationError(
+                    f"allowed_path_prefixes[{position}]",
+                    f"{prefix!r} is no URL of storage: gs://BUCKET, az://ACCOUNT/CONTAINER or "
+                    "https://ACCOUNT.blob.core.windows.net/CONTAINER, and folders",
+                )
+            self._prefixes.append((prefix, form))
 
     def record_folders(
         self, names: Sequence[str], derived_scalar_type: str, field: str = "datasets"

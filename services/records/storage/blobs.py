@@ -210,7 +210,7 @@ class Blobs:
         if task is None:
             task = asyncio.create_task(self._list(key, folder, relative, suffix))
             self._listing[key] = task
-            task.add_done_callback(lambda done: self._listing.pop(key, None))
+            task.add_done_callback(partial(self._listed, key))
         return await asyncio.shield(task)
 
     async def update(
@@ -235,6 +235,12 @@ class Blobs:
             operation.give_up()
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _listed(self, key: tuple[str, ...], task: asyncio.Task[array[int] | None]) -> None:
+        self._listing.pop(key, None)
+        if not task.cancelled():
+            # All who waited may have gone.
+            task.exception()
 
     def _load(
         self, folder: Folder, relative: str, make: Callable[[bytes], _Result]

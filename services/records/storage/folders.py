@@ -83,11 +83,9 @@ def canonical(path: str) -> str | None:
     return "/".join([f"{scheme}://{host}", *segments])
 
 
-def canonical_of_configured(path: str) -> str:
-    """The same for a path of the configuration, which may step upwards."""
-    if is_remote(path):
-        return canonical(path) or path.rstrip("/")
-    return posixpath.normpath(path)
+def canonical_of_configured(path: str) -> str | None:
+    """The same for a path of the configuration, which may step upwards if it is local."""
+    return canonical(path) if is_remote(path) else posixpath.normpath(path)
 
 
 def is_within(path: str, folder: str) -> bool:

@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,8 @@ from services.records.storage.names import Entry
 from shared.formats.decoding import corrupt
 from shared.formats.encoding import write_atomically
 
-_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
+# A name that is too long can be no file's.
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 # Without O_NONBLOCK opening a pipe would wait for its writer.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST_PAUSE_SECONDS = 0.02
@@ -60,14 +62,13 @@ def read(folder: Folder, relative: str, max_bytes: int) -> bytes | None:
             raise corrupt(name, "is no file")
         if status.st_size > max_bytes:
             raise too_large(name, status.st_size, max_bytes)
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            content = file.read(max_bytes + 1)
+        with os.fdopen(handle, "rb", buffering=0, closefd=False) as file:
+            content = _whole(file, status.st_size, max_bytes)
     except OSError as error:
         raise failure(name, error) from error
     finally:
         os.close(handle)
     if len(content) > max_bytes:
-        # It grew meanwhile.
         raise too_large(name, len(content), max_bytes)
     return content
 
@@ -83,9 +84,9 @@ def listed(
     try:
         with os.scandir(real_path(folder, relative)) as entries:
             return collect(_entries(entries, states))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
+        if error.errno in _MISSING:
+            return None
         raise failure(folder.file_name(relative), error, "listed") from error
 
 
@@ -119,12 +120,27 @@ def real_path(folder: Folder, relative: str) -> str:
     """The real path of a file; InvalidArgument where it is not within the folder's root."""
     try:
         path = os.path.realpath(os.path.join(folder.path, relative))
-        if is_within(path, os.path.realpath(folder.root)):
+        # Mostly no link leads to the root: then it need not be resolved.
+        if is_within(path, folder.root) or is_within(path, os.path.realpath(folder.root)):
             return path
     except ValueError:
         # A name that no file can have, such as one with a NUL.
         pass
     raise outside(folder.file_name(relative))
+
+
+def _whole(file: FileIO, size: int, max_bytes: int) -> bytes:
+    """All of a file of about `size` bytes; of one that is too large, more than `max_bytes`."""
+    content = file.read(size + 1)
+    if len(content) == size:
+        return content
+    # It is being written, or the system answers in parts.
+    parts = [content]
+    total = len(content)
+    while total <= max_bytes and (part := file.read(2**20)):
+        parts.append(part)
+        total += len(part)
+    return b"".join(parts)
 
 
 def _entries(entries: Iterable[os.DirEntry[str]], states: bool) -> Iterator[Entry]:
