@@ -207,3 +207,18 @@ def test_no_other_token_is_taken(token: str) -> None:
     assert from_token(mine, request) == Position((-1.0, 0, 1, 2, 3), 7)
     with pytest.raises(InvalidArgument):
         from_token(mine, fingerprint("b", 1))
+
+
+def test_a_full_disk_never_makes_one_explanation_answer_for_another(tmp_path: Path) -> None:
+    index = ExplanationIndex(tmp_path, MODEL)
+    folder = index.store.folder("/explanations")
+    index.commit()
+    index.replace(FileKey(folder, 0, 0), "v1", [Text("apples", 0.9)])
+    # As SQLite does by itself where the disk is full in the middle of a transaction.
+    index.store._database.rollback()
+    index.replace(FileKey(folder, 0, 1), "v1", [Text("submarines", 0.1)])
+    index.commit()
+    hits, _ = index.search_text("apples", Selection((folder,)), None, 10)
+    assert index.store.documents([hit.id for hit in hits]) == {}
+    assert found(index, "submarines") == ["submarines"]
+    index.close()

@@ -59,7 +59,7 @@ class Scanner:
             for dataset in datasets
         ]
         self._changed: dict[tuple[str, Component], Folder] = {}
-        self._changed_in_scan: set[tuple[str, Component]] = set()
+        self._changed_in_scan: set[tuple[str, int, int]] = set()
         self._flushing = asyncio.Lock()
         self._told: set[str] = set()
         self._scanned = False
@@ -97,26 +97,39 @@ class Scanner:
 
     def changed(self, component: Component, folder: Folder) -> None:
         """Note that a file was written; it is read before the next search is answered."""
-        key = (folder.path, component)
-        self._changed[key] = folder
-        self._changed_in_scan.add(key)
+        self._changed[(folder.path, component)] = folder
+        self._changed_in_scan.add(
+            (folder.path.rstrip("/"), component.layer_index, component.component_index)
+        )
 
     async def flush(self) -> None:
         """Read the files that were noted as written."""
         if not self._changed and not self._flushing.locked():
             return
         async with self._flushing:
-            changed, self._changed = self._changed, {}
+            changed = dict(self._changed)
             known = {
                 folder.path.rstrip("/") for each in self._sources for folder in each.folders
             } | await self._cached_parents(changed.values())
-            for (path, component), folder in changed.items():
-                if path.rstrip("/") in known:
-                    number = await self._run(self.number, folder)
-                    file = FileKey(number, component.layer_index, component.component_index)
-                    await self._read(folder, file, _READABLE_LATER)
+            for key, folder in changed.items():
+                # Taken out before it is read: what is written meanwhile is noted anew.
+                self._changed.pop(key, None)
+                try:
+                    await self._read_changed(key, folder, known)
+                except BaseException:
+                    self._changed.setdefault(key, folder)
+                    raise
             if changed:
                 await self._run(self._index.commit)
+
+    async def _read_changed(
+        self, key: tuple[str, Component], folder: Folder, known: set[str]
+    ) -> None:
+        path, component = key
+        if path.rstrip("/") in known:
+            number = await self._run(self.number, folder)
+            file = FileKey(number, component.layer_index, component.component_index)
+            await self._read(folder, file, _READABLE_LATER)
 
     async def _cached_parents(self, folders: Iterable[Folder]) -> set[str]:
         """Those of the folders that are new in a cached path, which now belong to its dataset."""
@@ -152,15 +165,13 @@ class Scanner:
         try:
             for layer in ascending(await self._blobs.folders(folder)):
                 versions = await self._blobs.versions(folder, str(layer))
-                found.update(
-                    (FileKey(number, layer, component), versions[f"{component}{_SUFFIX}"])
-                    for component in ascending(list(versions), _SUFFIX)
-                )
+                found.update(await self._run(_files, number, layer, versions))
         except NeuropilError as error:
             self._tell(folder.name, error)
             return False
-        await self._forget(before.keys() - found.keys())
-        changed = [file for file, version in found.items() if before.get(file) != version]
+        # Of hundreds of thousands of files, so not on the event loop.
+        gone, changed = await self._run(_compared, before, found)
+        await self._forget(gone)
         whole = True
         for start in range(0, len(changed), _READS_AT_ONCE):
             began = time.monotonic()
@@ -206,12 +217,8 @@ class Scanner:
         return True
 
     def _was_changed(self, folder: Folder, file: FileKey) -> bool:
-        return any(
-            path.rstrip("/") == folder.path.rstrip("/")
-            and (component.layer_index, component.component_index)
-            == (file.layer_index, file.component_index)
-            for path, component in self._changed_in_scan
-        )
+        path = folder.path.rstrip("/")
+        return (path, file.layer_index, file.component_index) in self._changed_in_scan
 
     def _tell(self, name: str, error: NeuropilError) -> None:
         if name not in self._told:
@@ -220,3 +227,19 @@ class Scanner:
 
     async def _run(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+
+def _files(number: int, layer: int, versions: dict[str, str]) -> dict[FileKey, str]:
+    """The explanation files of a layer and their versions, by component."""
+    return {
+        FileKey(number, layer, component): versions[f"{component}{_SUFFIX}"]
+        for component in ascending(list(versions), _SUFFIX)
+    }
+
+
+def _compared(
+    before: dict[FileKey, str], found: dict[FileKey, str]
+) -> tuple[list[FileKey], list[FileKey]]:
+    """The files that are gone, and those that are new or changed."""
+    changed = [file for file, version in found.items() if before.get(file) != version]
+    return [file for file in before if file not in found], changed

@@ -106,7 +106,6 @@ class ExplanationSearch:
         self._index: ExplanationIndex | None = None
         self._scanner: Scanner | None = None
         self._embed_now = asyncio.Event()
-        self._something_pending = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

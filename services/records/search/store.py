@@ -32,7 +32,7 @@ CREATE TABLE files (
 ) WITHOUT ROWID;
 CREATE INDEX unreadable ON files (folder) WHERE NOT readable;
 CREATE TABLE documents (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, folder INTEGER NOT NULL, layer INTEGER NOT NULL,
+  id INTEGER PRIMARY KEY, folder INTEGER NOT NULL, layer INTEGER NOT NULL,
   component INTEGER NOT NULL, ordinal INTEGER NOT NULL, text TEXT NOT NULL, score REAL,
   UNIQUE (folder, layer, component, ordinal)
 );
@@ -67,6 +67,10 @@ class ExplanationStore:
         self._lock = threading.RLock()
         self._folder_lock: int | None = None
         self._database = self._open(folder)
+        (last,) = self._database.execute("SELECT max(id) FROM documents").fetchone()
+        # Counted here: the database's own count goes back with a transaction that failed, and an
+        # id that words or vectors still have would then mean another explanation.
+        self._last_id: int = last or 0
 
     def close(self) -> None:
         """Write down what is pending and let go of the folder."""
@@ -139,12 +143,11 @@ class ExplanationStore:
                 if known is not None:
                     self._remove(known[0])
                     change.removed.append(known[0])
-                number = self._database.execute(
-                    "INSERT INTO documents (folder, layer, component, ordinal, text, score) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
-                    (*place, ordinal, text.text, score),
-                ).lastrowid
-                assert number is not None
+                number = self._last_id = self._last_id + 1
+                self._database.execute(
+                    f"INSERT INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (number, *place, ordinal, text.text, score),
+                )
                 change.added.append(Document(number, file, ordinal, text.text, text.score))
             for number, _, _ in before.values():
                 self._remove(number)
