@@ -63,7 +63,8 @@ def default_of(value: Any) -> str:
         return "none"
     if isinstance(value, tuple):
         return f"`{json.dumps([json.loads(each.model_dump_json()) for each in value])}`"
-    return f"`{value}`"
+    # As YAML writes it.
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
 
 
 def test_every_key_is_on_the_page_once_with_its_default() -> None:
