@@ -40,6 +40,7 @@ STATUS_BY_CODE = {
 """HTTP status of each gRPC code that tells the caller something; all others are defects: 500."""
 
 MODEL_NOT_CONFIGURED = "MODEL_NOT_CONFIGURED"
+STORAGE_ACCESS_DENIED = "STORAGE_ACCESS_DENIED"
 
 _CODE_BY_STATUS = {
     400: "INVALID_ARGUMENT",
@@ -151,7 +152,7 @@ def from_service_error(
     if not reason:
         # The transport's own text names addresses, which are nobody's business.
         message, reason, status = _transport_failure(error, service, status)
-    elif reason == MODEL_NOT_CONFIGURED:
+    elif reason in (MODEL_NOT_CONFIGURED, STORAGE_ACCESS_DENIED):
         status = 503
     elif error.code == "RESOURCE_EXHAUSTED" and reason.endswith("TOO_LARGE"):
         status = 413

@@ -18,6 +18,7 @@ from neuropil.records import v1 as records
 from shared.errors import FailedPrecondition, Unimplemented
 from shared.rpc.interceptors.errors import INTERNAL_TEXT
 from shared.rpc.server import RpcService, ServerOptions, start_server
+from tests.emulators.azurite import Azurite
 from tests.load.processes import REPOSITORY, server
 
 RECORD = (
@@ -71,6 +72,44 @@ def failure(client: neuropil.Client, index: int, dataset: str = "demo") -> neuro
     with pytest.raises(neuropil.NeuropilError) as caught:
         client.records.token_record("mlp_post_act", 0, index, [dataset])
     return shown(caught.value)
+
+
+def storage_failure(place: Path, path: str, variables: dict[str, str]) -> neuropil.NeuropilError:
+    """How a record of a dataset on a blob store fails."""
+    dataset = {
+        "short_name": "far",
+        "derived_scalar_type": "mlp_post_act",
+        "user_visible_name": "Far",
+        "neuron_dataset_path": path,
+    }
+    (place / "deployment.yaml").write_text(yaml.safe_dump({"datasets": [dataset]}))
+    arguments = ("--config", str(place / "deployment.yaml"), "--port", "0", "--metrics-port", "0")
+    with (
+        server("services.records", *arguments, environment=variables) as (address, _),
+        neuropil.connect(records=address, timeout=20) as connected,
+    ):
+        return failure(connected, 0, "far")
+
+
+def test_storage_that_does_not_answer_is_unavailable(tmp_path: Path) -> None:
+    nobody = {
+        "NEUROPIL_STORAGE__GCS_ENDPOINT": "http://127.0.0.1:9",
+        "BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH": "1",
+    }
+    error = storage_failure(tmp_path, "gs://box/records", nobody)
+    assert (error.code, error.reason) == ("UNAVAILABLE", "STORAGE_UNAVAILABLE")
+    assert error.metadata == {"file": "gs://box/records/0/0.json"}
+    assert error.retry_after_seconds is not None
+
+
+def test_storage_that_grants_no_access_is_a_failed_precondition(
+    tmp_path: Path, azurite: Azurite
+) -> None:
+    azurite.create_container("acct", "closed")
+    variables = {**azurite.environment, "AZURE_STORAGE_KEY": "d3Jvbmc="}
+    error = storage_failure(tmp_path, "az://acct/closed/records", variables)
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "STORAGE_ACCESS_DENIED")
+    assert error.metadata == {"file": "az://acct/closed/records/0/0.json"}
 
 
 def test_what_is_right_is_answered(client: neuropil.Client) -> None:

@@ -87,6 +87,7 @@ def test_groups_are_named_as_the_client_named_them() -> None:
         ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", 504),
         ("UNIMPLEMENTED", "NOT_IMPLEMENTED_YET", 501),
         ("FAILED_PRECONDITION", "MODEL_NOT_CONFIGURED", 503),
+        ("FAILED_PRECONDITION", "STORAGE_ACCESS_DENIED", 503),
         ("FAILED_PRECONDITION", "FAILED_PRECONDITION", 400),
     ],
 )
