@@ -12,20 +12,33 @@ from typing import IO, cast
 
 import blobfile as bf
 
-from shared.errors import InvalidArgument, NotFound
+from shared.errors import InvalidArgument, NotFound, Unavailable
 
 _MAX_LINE = 4 << 20
 _FIELD = "corpus"
 
 
+# By default blobfile retries for ever and keeps access tokens on disk.
+_RETRIES = 8
+
+
 @contextmanager
 def _open_stored(path: str) -> Iterator[IO[bytes]]:
-    if not bf.exists(path):
-        raise NotFound(f"corpus {path} does not exist", field=_FIELD)
-    if bf.isdir(path):
-        raise InvalidArgument(f"corpus {path} is a folder; a file is needed", field=_FIELD)
-    with bf.BlobFile(path, "rb") as stream:
-        yield stream
+    storage = bf.create_context(retry_limit=_RETRIES, save_access_token_to_disk=False)
+    try:
+        if not storage.exists(path):
+            raise NotFound(f"corpus {path} does not exist", field=_FIELD)
+        if storage.isdir(path):
+            raise InvalidArgument(f"corpus {path} is a folder; a file is needed", field=_FIELD)
+        with storage.BlobFile(path, "rb") as stream:
+            yield stream
+    except bf.RequestFailure as error:
+        raise Unavailable(f"corpus {path} can't be read now: the blob store failed") from error
+    except bf.Error as error:
+        raise InvalidArgument(
+            f"corpus {path} is no path of storage, or no credentials grant access to it",
+            field=_FIELD,
+        ) from error
 
 
 @contextmanager

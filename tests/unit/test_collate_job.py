@@ -353,6 +353,8 @@ async def test_missing_corpus(options: Options, tmp_path: Path) -> None:
         await run(replace(options, corpus=str(tmp_path / "none.txt")))
     with pytest.raises(InvalidArgument, match="folder"):
         await run(replace(options, corpus=str(tmp_path)))
+    with pytest.raises(InvalidArgument, match="no path of storage"):
+        await run(replace(options, corpus="s3://bucket/corpus.txt"))
 
 
 async def test_json_lines_and_unicode(options: Options, tmp_path: Path) -> None:

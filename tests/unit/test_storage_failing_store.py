@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
 import pytest
 
+from services.records.storage import blobs as blobs_module
 from services.records.storage import transport
 from services.records.storage.blobs import Blobs, FileStore
 from services.records.storage.circuit import FAILURES_IN_A_ROW
@@ -41,6 +43,7 @@ class Store:
         self.seen: Counter[str] = Counter()
         self.hosts: set[str] = set()
         self.broken = False
+        self.folders: list[str] | None = None
         self.hanging_hosts: set[str] = set()
         self.go_on = threading.Event()
         self.server = Server(("127.0.0.1", 0), handler_of(self))
@@ -83,6 +86,10 @@ def handler_of(store: Store) -> type[BaseHTTPRequestHandler]:
                 self.send(200, CONTENT)
             elif store.broken:
                 self.send(503, b"secret detail")
+            elif store.folders is not None:
+                prefix = parse_qs(url.query)["prefix"][0]
+                names = [f"{prefix}{name}/" for name in store.folders]
+                self.send(200, msgspec.json.encode({"prefixes": names}))
             elif "comp=list" in url.query or url.path.endswith("/o"):
                 self.send(200, b"<garbage" if "comp" in url.query else b"{garbage")
             else:
@@ -291,6 +298,26 @@ async def test_a_store_that_fails_is_left_alone_and_found_again(store: Store) ->
             except Unavailable:
                 await asyncio.sleep(0.05)
     assert await blobs.read(FOLDER, "good") == CONTENT
+    blobs.close()
+
+
+async def test_the_folders_of_a_store_are_remembered_while_it_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = Blobs(store.settings(retries=0))
+    folder = Folder.trusted("gs://listed/mlp")
+    store.folders = ["0", "1"]
+    assert sorted(await blobs.folders(folder)) == ["0", "1"]
+    store.folders = None
+    assert sorted(await blobs.folders(folder)) == ["0", "1"]
+    assert store.seen["o"] == 1
+    monkeypatch.setattr(blobs_module, "LISTING_SECONDS", 0.0)
+    assert sorted(await blobs.folders(folder)) == ["0", "1"]
+    assert store.seen["o"] == 2
+    with pytest.raises(Unavailable):
+        await blobs.folders(Folder.trusted("gs://listed/other"))
+    store.folders = ["2"]
+    assert await blobs.folders(folder) == ["2"]
     blobs.close()
 
 

@@ -21,7 +21,7 @@ from services.records.storage.operation import GivenUp, Operation
 from services.records.storage.remote import RemoteStore, host_of
 from services.records.storage.transport import Endpoints, LeftAlone, Timeouts, Transport
 from services.records.storage.updating import update_blob
-from shared.errors import ResourceExhausted
+from shared.errors import ResourceExhausted, Unavailable
 from shared.settings import Storage
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -29,6 +29,9 @@ NUM_THREADS = 32
 
 LISTING_SECONDS = 10.0
 """How long the listing of a folder is kept."""
+
+STALE_SECONDS = 600.0
+"""How long the folders of a blob store are remembered for when it can't be asked."""
 
 MAX_ENTRIES = 1_000_000
 """Most entries of one folder that are listed."""
@@ -176,6 +179,9 @@ class Blobs:
         self._listings: TTLCache[tuple[str, ...], array[int] | None] = TTLCache(
             _KEPT_ENTRIES, LISTING_SECONDS, getsizeof=lambda listing: len(listing or ()) + 1
         )
+        self._folders: TTLCache[tuple[str, ...], tuple[float, list[str]]] = TTLCache(
+            _KEPT_ENTRIES, STALE_SECONDS, getsizeof=lambda known: len(known[1]) + 1
+        )
         self._listing: dict[tuple[str, ...], asyncio.Task[array[int] | None]] = {}
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -190,8 +196,25 @@ class Blobs:
         return await self._run("read", self._load, folder, relative, make)
 
     async def folders(self, folder: Folder, relative: str = "") -> list[str]:
-        """As `FileStore.folders`."""
-        return await self._run("listed", self.store.folders, folder, relative)
+        """As `FileStore.folders`; of a blob store as it was in the last `LISTING_SECONDS`.
+
+        A store that can't be asked now is taken to have what it had, for `STALE_SECONDS`.
+        """
+        if not folder.remote:
+            return await self._run("listed", self.store.folders, folder, relative)
+        key = (folder.path, relative)
+        known = self._folders.get(key)
+        now = asyncio.get_running_loop().time()
+        if known is not None and now - known[0] < LISTING_SECONDS:
+            return known[1]
+        try:
+            found = await self._run("listed", self.store.folders, folder, relative)
+        except Unavailable:
+            if known is None:
+                raise
+            return known[1]
+        self._folders[key] = (now, found)
+        return found
 
     async def files(self, folder: Folder, relative: str = "") -> list[str] | None:
         """As `FileStore.files`."""
@@ -226,8 +249,9 @@ class Blobs:
                 await self._run("written", work, folder, relative, change)
         except TimeoutError as error:
             raise write_conflict(folder.file_name(relative)) from error
-        for key in [key for key in self._listings if path.startswith(key[0])]:
-            self._listings.pop(key, None)
+        for listings in (self._listings, self._folders):
+            for key in [key for key in listings if path.startswith(key[0])]:
+                listings.pop(key, None)
 
     def close(self) -> None:
         """End the threads: what local files are read or written for is finished."""
