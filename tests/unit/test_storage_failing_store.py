@@ -20,7 +20,7 @@ from services.records.storage import transport
 from services.records.storage.blobs import Blobs, FileStore
 from services.records.storage.circuit import FAILURES_IN_A_ROW
 from services.records.storage.folders import Folder
-from shared.errors import NeuropilError, Unavailable
+from shared.errors import NeuropilError, ResourceExhausted, Unavailable
 from shared.settings import Storage
 
 CONTENT = b"content"
@@ -169,6 +169,13 @@ BEHAVIOURS: dict[str, Callable[[Any], None]] = {
 }
 
 
+# Its body never comes.
+BAD = sorted(BEHAVIOURS)
+BEHAVIOURS["says-it-is-large"] = lambda handler: handler.send(
+    206, b"", 2**20, Content_Range=f"bytes 0-{2**20 - 1}/{10**12}"
+)
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
@@ -192,14 +199,23 @@ def test_a_good_answer_and_its_host(store: Store) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["az://fails/box", "gs://box"])
-@pytest.mark.parametrize("behaviour", [*BEHAVIOURS, "hangs"])
+@pytest.mark.parametrize("behaviour", [*BAD, "hangs"])
 def test_a_bad_answer_is_unavailable(store: Store, scheme: str, behaviour: str) -> None:
-    files = FileStore(store.settings(read_timeout_seconds=0.2, timeout_seconds=1.0, retries=1))
+    options = store.settings(read_timeout_seconds=0.2, timeout_seconds=1.0, retries=1)
+    files = FileStore(options, max_bytes=2**20)
     with pytest.raises(Unavailable) as caught:
         files.read(Folder.trusted(f"{scheme}/mlp"), behaviour)
     assert caught.value.reason == "STORAGE_UNAVAILABLE"
     assert caught.value.metadata == {"file": f"{scheme}/mlp/{behaviour}"}
     assert_tells_nothing(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["az://fails/box", "gs://box"])
+def test_a_blob_that_is_too_large_is_not_read(store: Store, scheme: str) -> None:
+    files = FileStore(store.settings(read_timeout_seconds=60))
+    with pytest.raises(ResourceExhausted) as caught:
+        files.read(Folder.trusted(f"{scheme}/mlp"), "says-it-is-large")
+    assert caught.value.metadata["bytes"] == str(10**12)
 
 
 def test_a_bad_answer_is_asked_for_again(store: Store) -> None:

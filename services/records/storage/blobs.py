@@ -64,8 +64,9 @@ class FileStore:
                 settings.timeout_seconds,
             ),
             connections=settings.requests_per_store,
+            max_blob_bytes=max_bytes,
         )
-        self._remote = RemoteStore(self.transport, max_bytes=max_bytes, retries=settings.retries)
+        self._remote = RemoteStore(self.transport, retries=settings.retries)
 
     def read(self, folder: Folder, relative: str) -> bytes | None:
         """The content of the file at `relative` in the folder."""

@@ -23,13 +23,13 @@ from services.records.storage.failures import (
 )
 from services.records.storage.folders import Folder
 from services.records.storage.names import Entry
-from services.records.storage.transport import AZURE_DOMAIN, GCS_HOST, Transport
-from shared.errors import Unavailable
+from services.records.storage.transport import (
+    AZURE_DOMAIN,
+    GCS_HOST,
+    BlobTooLarge,
+    Transport,
+)
 
-# One request brings a blob of less than this; a larger one is asked for its size first.
-_FIRST_BYTES = 4 * 2**20
-# A blob may be replaced between two requests: then all is read again, so often.
-_MAX_REPLACED = 3
 # Azure: no such blob or container, no such account.
 _MISSING = frozenset({404, 600})
 _WILDCARDS = frozenset("*?[]")
@@ -50,12 +50,12 @@ class RemoteStore:
     """Reads, lists and replaces blobs; blocks, and works for the operation of its thread.
 
     A missing blob or folder is None. Raises what `failures.failure` makes of all else that goes
-    wrong, and ResourceExhausted where a blob has more than `max_bytes`.
+    wrong, and ResourceExhausted where a blob has more bytes than the transport lets through.
     """
 
-    def __init__(self, transport: Transport, *, max_bytes: int, retries: int) -> None:
+    def __init__(self, transport: Transport, *, retries: int) -> None:
         self._transport = transport
-        self._max_bytes = max_bytes
+        self._max_bytes = transport.max_blob_bytes
         context: Callable[..., blobfile.Context] = partial(
             blobfile.create_context,
             # What failed is told once, by `failure`; blobfile would log URLs.
@@ -71,8 +71,7 @@ class RemoteStore:
 
     def read(self, folder: Folder, relative: str) -> bytes | None:
         """The content of a blob."""
-        name = folder.file_name(relative)
-        return self._told(name, "read", lambda path: self._read(path, name), folder, relative)
+        return self._told(folder.file_name(relative), "read", self._read, folder, relative)
 
     def read_version(self, folder: Folder, relative: str) -> Version | None:
         """The content of a blob with a version that is not newer than the content."""
@@ -80,8 +79,7 @@ class RemoteStore:
 
         def read(path: str) -> Version | None:
             version = self._context.stat(path).version or ""
-            content = self._read(path, name)
-            return None if content is None else Version(content, version)
+            return Version(self._read(path), version)
 
         return self._told(name, "read", read, folder, relative)
 
@@ -112,23 +110,12 @@ class RemoteStore:
 
         return self._told(folder.file_name(relative), "listed", work, folder, relative)
 
-    def _read(self, path: str, name: str) -> bytes | None:
-        most = min(_FIRST_BYTES, self._max_bytes + 1)
-        for _ in range(_MAX_REPLACED):
-            # A size that is given need not be asked for; the range's end may lie behind the blob's.
-            with self._context.BlobFile(path, "rb", buffer_size=most, file_size=most) as file:
-                content = cast("BufferedReader", file).read1(most)
-            if len(content) < most:
-                return content
-            state = self._context.stat(path)
-            if state.size > self._max_bytes:
-                raise too_large(name, state.size, self._max_bytes)
-            most = state.size + 1
-        raise Unavailable(
-            f"{name} can't be read now: it is being replaced again and again.",
-            reason="STORAGE_UNAVAILABLE",
-            metadata={"file": name},
-        )
+    def _read(self, path: str) -> bytes:
+        # One request for as much as may be read: a size that is given need not be asked for, the
+        # range may end behind the blob, and the transport refuses what is larger before it comes.
+        most = self._max_bytes + 1
+        with self._context.BlobFile(path, "rb", buffer_size=1, file_size=most) as file:
+            return cast("BufferedReader", file).read1(most)
 
     def _told(
         self,
@@ -144,6 +131,8 @@ class RemoteStore:
             return work(path)
         except FileNotFoundError:
             return None
+        except BlobTooLarge as error:
+            raise too_large(name, error.size, self._max_bytes) from error
         except STORE_FAILURES as error:
             if status_of(error) in _MISSING:
                 return None

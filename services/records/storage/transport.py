@@ -62,12 +62,21 @@ class AnswerTooLarge(Exception):
     """The store's answer is larger than anything that was asked for."""
 
 
+class BlobTooLarge(Exception):
+    """The blob has `size` bytes, more than are read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 class Transport(urllib3.PoolManager):
     """Connections of blobfile to all stores.
 
     Requests keep their Host header wherever they are sent. An answer is read whole, at most
-    `MAX_ANSWER_BYTES`, and compared with the length that it announces. Raises LeftAlone, GivenUp or
-    AnswerTooLarge, which blobfile passes on, and urllib3's errors, on which it tries again.
+    `MAX_ANSWER_BYTES`, and compared with the length that it announces. A part of a blob is not read
+    where the whole has more than `max_blob_bytes`. Raises LeftAlone, GivenUp, AnswerTooLarge or
+    BlobTooLarge, which blobfile passes on, and urllib3's errors, on which it tries again.
     """
 
     def __init__(
@@ -76,9 +85,11 @@ class Transport(urllib3.PoolManager):
         timeouts: Timeouts = Timeouts(),
         *,
         connections: int = 16,
+        max_blob_bytes: int = 2**26,
     ) -> None:
         super().__init__(num_pools=64, maxsize=connections, retries=False)
         announce_connections(self)
+        self.max_blob_bytes = max_blob_bytes
         self._endpoints = endpoints
         self._timeouts = timeouts
         self._circuits: dict[str, Circuit] = {}
@@ -154,6 +165,7 @@ class Transport(urllib3.PoolManager):
             method, url, preload_content=False, retries=False, redirect=False, **options
         )
         try:
+            self._check_blob(response)
             body = b"" if method == "HEAD" else _body(response, operation)
         except BaseException:
             response.close()
@@ -167,6 +179,11 @@ class Transport(urllib3.PoolManager):
             request_method=method,
             enforce_content_length=False,
         )
+
+    def _check_blob(self, response: urllib3.BaseHTTPResponse) -> None:
+        part = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if part and part[3] != "*" and int(part[3]) > self.max_blob_bytes:
+            raise BlobTooLarge(int(part[3]))
 
 
 def _body(response: urllib3.BaseHTTPResponse, operation: Operation) -> bytes:
