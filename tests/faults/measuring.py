@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.clients import DEADLINE_SECONDS
 from tests.faults.mix import EXCUSED
 from tests.faults.processes import REPOSITORY, Usage, usage
-from tests.faults.scenarios import Scenario, World
+from tests.faults.scenarios import BLOB, Scenario, World
 
 RECOVERY_SECONDS = 5.0
+OTHER_REPLICAS_SECONDS = 7.0
+"""How long a replica may not know what another one wrote: 5 s, and the time to read it once."""
 RSS_HEADROOM_BYTES = 256 * 2**20
 CACHE_METRIC = "neuropil_records_cache_requests_total"
 
@@ -27,12 +29,14 @@ Call = tuple[float, float, str, str, str]
 
 @dataclass(frozen=True)
 class Phase:
-    """The calls that ended in a stretch of time, and the longest of those that ran in it."""
+    """A stretch of time: rate and outcomes are of the calls that ended in it."""
 
     seconds: float
     outcomes: Counter[tuple[str, str, str]]
     """By kind, dataset and outcome."""
     worst_seconds: float
+    """How long the longest call took, from its beginning to its end, of all that ran in the
+    stretch, also for a part of their time: what a fault holds up ends after it."""
 
     @property
     def rate(self) -> float:
@@ -98,8 +102,7 @@ async def run(
     scenario: Scenario,
     world: World,
     *,
-    sources: Sequence[str],
-    explanations: Sequence[str],
+    roots: Mapping[str, str],
     seconds: float,
     clients: int,
     folder: Path,
@@ -107,9 +110,14 @@ async def run(
     """Load the replicas: a third of the seconds calm, a third with the fault, a third after it."""
     ports = ",".join(f"127.0.0.1:{replica.port}" for replica in world.replicas)
     output = folder / f"{scenario.name}.json"
+    written = [source for source in roots if source != BLOB or not scenario.store_forgets]
+    # What another replica wrote may be answered late; what this one wrote may not.
+    staleness = OTHER_REPLICAS_SECONDS if len(world.replicas) > 1 else 0.0
     loading = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.faults.clients", f"ipv4:{ports}", str(output)),
-        *("--clients", str(clients), "--sources", *sources, "--explanations", *explanations),
+        *("--clients", str(clients), "--staleness-seconds", str(staleness)),
+        *("--roots", *(f"{source}={root}" for source, root in roots.items())),
+        *("--written", *written),
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -145,7 +153,7 @@ async def run(
     failed_at = [end for _, end, _, _, outcome in calls if outcome != "ok" and end > healed]
     report = Report(
         scenario,
-        _phase([call for call in calls if call[1] < broken], began, broken),
+        _phase(calls, began, broken),
         _phase(calls, broken, healed),
         _phase(calls, healed, over),
         max([hits_after, *(end - healed for end in failed_at)]),
@@ -159,7 +167,6 @@ async def run(
 
 def _phase(calls: Sequence[Call], start: float, end: float) -> Phase:
     within = [call for call in calls if start <= call[1] < end]
-    # A call that a fault holds up ends after it.
     touched = [ended - began for began, ended, *_ in calls if began < end and ended >= start]
     return Phase(
         end - start,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,12 @@ class Ask:
     request: Any
 
 
-def asks(sources: Sequence[str], explanation_folders: Sequence[str]) -> list[Ask]:
-    """Every request of the mix, of every source; the rare kinds come often enough to be seen."""
+def asks(roots: Mapping[str, str]) -> list[Ask]:
+    """Every request of the mix, of every dataset; the rare kinds come often enough to be seen."""
     found: list[Ask] = []
-    for source, folder in zip(sources, explanation_folders, strict=True):
+    for source, root in roots.items():
         # A second dataset that has the same components: it must never stand in for the first.
-        others = [other for other in sources if other != source][:1]
+        others = [other for other in roots if other != source][:1]
 
         def add(kind: str, method: str, request: Any, source: str = source) -> None:
             found.append(Ask(kind, source, method, request))
@@ -64,7 +64,7 @@ def asks(sources: Sequence[str], explanation_folders: Sequence[str]) -> list[Ask
             )
         for index in EXPLAINED * 4:
             listed = v1.ListExplanationsRequest(component=component_id(MLP, 0, index))
-            listed.explanation_datasets.paths.append(folder)
+            listed.explanation_datasets.paths.append(f"{root}/explanations")
             add("explanations", "ListExplanations", listed)
         for start in range(0, NEURONS, 8):
             components = [component_id(MLP, 0, index) for index in range(start, start + 8)]
@@ -85,28 +85,28 @@ def asks(sources: Sequence[str], explanation_folders: Sequence[str]) -> list[Ask
     return found
 
 
+async def messages(stub: Any, ask: Ask, deadline_seconds: float) -> list[Any]:
+    """All messages that are answered; raises AioRpcError."""
+    call: Callable[..., Any] = getattr(stub, ask.method)
+    if ask.method != "BatchGetRecords":
+        return [await call(ask.request, timeout=deadline_seconds)]
+    return [item async for item in call(ask.request, timeout=deadline_seconds)]
+
+
 async def answer(stub: Any, ask: Ask, deadline_seconds: float) -> Answer:
     """Ask, and give a digest of all that was answered, or the name of the code."""
-    call: Callable[..., Any] = getattr(stub, ask.method)
     try:
-        if ask.method == "BatchGetRecords":
-            return await _batch(call(ask.request, timeout=deadline_seconds))
-        unary: Awaitable[Any] = call(ask.request, timeout=deadline_seconds)
-        return _digest(await unary)
+        return digest(await messages(stub, ask, deadline_seconds))
     except grpc.aio.AioRpcError as error:
         return str(error.code().name)
 
 
-async def _batch(items: AsyncIterator[v1.BatchGetRecordsResponse]) -> Answer:
-    digest = hashlib.blake2b(digest_size=16)
+def digest(answered: Sequence[Any]) -> Answer:
+    """A digest of messages, or the code of the last record of a batch that could not be had."""
+    found = hashlib.blake2b(digest_size=16)
     failed = ""
-    async for item in items:
-        if item.WhichOneof("outcome") == "failure" and item.failure.code in EXCUSED:
-            failed = item.failure.code
-        digest.update(item.SerializeToString(deterministic=True))
-    return failed or digest.hexdigest()
-
-
-def _digest(message: Any) -> Answer:
-    content: bytes = message.SerializeToString(deterministic=True)
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    for message in answered:
+        if isinstance(message, v1.BatchGetRecordsResponse) and message.failure.code in EXCUSED:
+            failed = message.failure.code
+        found.update(message.SerializeToString(deterministic=True))
+    return failed or found.hexdigest()

@@ -184,9 +184,9 @@ class Redis:
             self._server = None
 
     @contextlib.contextmanager
-    def client(self) -> Iterator[redis.Redis]:
+    def client(self, password: str | None = None) -> Iterator[redis.Redis]:
         """A client of it."""
-        client = redis.Redis(port=self.port, socket_timeout=10)
+        client = redis.Redis(port=self.port, password=password, socket_timeout=10)
         try:
             yield client
         finally:

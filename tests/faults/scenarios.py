@@ -14,6 +14,7 @@ from tests.emulators.azurite import Azurite
 from tests.faults.processes import Proxy, Redis, Replica, nonsense_server
 
 LOCAL, BLOB = "local", "blob"
+_PASSWORD = "secret"
 
 
 @dataclass
@@ -25,6 +26,8 @@ class World:
     proxy: Proxy | None = None
     """Between the service and the blob store; None, as the store, where there is none."""
     store: Azurite | None = None
+    redis_proxy: Proxy | None = None
+    """Between the service and Redis, where a scenario needs it."""
     problems: list[str] = field(default_factory=list)
     """What a scenario found wrong itself."""
 
@@ -48,6 +51,9 @@ class Scenario:
     """How long Redis keeps replies; short, so that reads reach the store all the time."""
     redis_recovers: bool = False
     """Whether it is Redis that fails: its hits must come back."""
+    redis_behind_proxy: bool = False
+    store_forgets: bool = False
+    """Whether the store may lose what it took a moment ago: nothing is written to it then."""
     replica_dies: bool = False
     """Whether a replica is killed: batches that it had begun to send can't be repeated."""
 
@@ -84,6 +90,29 @@ async def _redis_full(world: World) -> AsyncIterator[None]:
         yield
     finally:
         limit(0)
+
+
+@contextlib.asynccontextmanager
+async def _redis_refuses(world: World) -> AsyncIterator[None]:
+    # It wants a password that nobody has, and ends the connections that there are.
+    with world.redis.client() as client:
+        client.config_set("requirepass", _PASSWORD)
+        client.client_kill_filter(_type="normal", skipme=True)
+    try:
+        yield
+    finally:
+        with world.redis.client(_PASSWORD) as client:
+            client.config_set("requirepass", "")
+
+
+@contextlib.asynccontextmanager
+async def _redis_slow(world: World) -> AsyncIterator[None]:
+    assert world.redis_proxy is not None
+    world.redis_proxy.delay_seconds = 0.3
+    try:
+        yield
+    finally:
+        world.redis_proxy.heal()
 
 
 @contextlib.asynccontextmanager
@@ -176,7 +205,27 @@ SCENARIOS = {
         ),
         Scenario("redis_full", "Redis full (noeviction)", _redis_full, redis_recovers=True),
         Scenario("redis_nonsense", "Redis answers nonsense", _redis_nonsense, redis_recovers=True),
-        Scenario("store_killed", "Azurite killed, restarted", _store_killed, _BLOB, ttl_seconds=2),
+        Scenario(
+            "redis_refuses",
+            "Redis refuses (NOAUTH), connections ended",
+            _redis_refuses,
+            redis_recovers=True,
+        ),
+        Scenario(
+            "redis_slow",
+            "Redis slow: 0.3 s for each answer",
+            _redis_slow,
+            redis_recovers=True,
+            redis_behind_proxy=True,
+        ),
+        Scenario(
+            "store_killed",
+            "Azurite killed, restarted",
+            _store_killed,
+            _BLOB,
+            ttl_seconds=2,
+            store_forgets=True,
+        ),
         Scenario(
             "store_stopped",
             "Azurite stopped (SIGSTOP): it hangs",
@@ -192,14 +241,14 @@ SCENARIOS = {
             "replica_ends",
             "SIGTERM, a second replica takes over",
             _replica_told_to_end,
-            sources=(LOCAL,),
+            ttl_seconds=2,
             num_replicas=2,
         ),
         Scenario(
             "replica_killed",
             "SIGKILL, a second replica takes over",
             _replica_killed,
-            sources=(LOCAL,),
+            ttl_seconds=2,
             num_replicas=2,
             replica_dies=True,
         ),

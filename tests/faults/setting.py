@@ -15,6 +15,7 @@ from tests.faults.measuring import Report, run
 from tests.faults.mix import EXPLAINED, NEURONS, NUM_HEADS
 from tests.faults.processes import REPOSITORY, Proxy, Redis, Replica
 from tests.faults.scenarios import BLOB, LOCAL, Scenario, World
+from tests.faults.writing import WRITTEN
 
 DEMO = REPOSITORY / "data" / "demo"
 BLOB_ROOT = f"az://{ACCOUNT}/demo"
@@ -22,24 +23,16 @@ BLOB_ROOT = f"az://{ACCOUNT}/demo"
 
 async def run_scenario(scenario: Scenario, folder: Path, *, seconds: float, clients: int) -> Report:
     """Start all parts in `folder`, run the scenario, end all parts."""
-    async with _world(scenario, folder) as (world, sources, explanations):
+    async with _world(scenario, folder) as (world, roots):
         return await run(
-            scenario,
-            world,
-            sources=sources,
-            explanations=explanations,
-            seconds=seconds,
-            clients=clients,
-            folder=folder,
+            scenario, world, roots=roots, seconds=seconds, clients=clients, folder=folder
         )
 
 
 @contextlib.asynccontextmanager
-async def _world(
-    scenario: Scenario, folder: Path
-) -> AsyncIterator[tuple[World, list[str], list[str]]]:
-    # Replicas are what is tried in scenarios of several: they read local files.
-    roots = {LOCAL: str(DEMO)}
+async def _world(scenario: Scenario, folder: Path) -> AsyncIterator[tuple[World, dict[str, str]]]:
+    roots = {LOCAL: str(folder / "demo")}
+    await asyncio.to_thread(_copy, folder / "demo")
     async with contextlib.AsyncExitStack() as stack:
         environment: dict[str, str] = {}
         world = World(Redis(folder / "redis"), [])
@@ -50,13 +43,19 @@ async def _world(
         deployment.write_text(yaml.safe_dump(_deployment(scenario, roots)))
         stack.callback(world.redis.kill)
         await asyncio.to_thread(world.redis.start)
-        environment["NEUROPIL_CACHE__URL"] = world.redis.url
+        redis_port = world.redis.port
+        if scenario.redis_behind_proxy:
+            world.redis_proxy = Proxy(redis_port)
+            await world.redis_proxy.start()
+            stack.push_async_callback(world.redis_proxy.stop)
+            redis_port = world.redis_proxy.port
+        environment["NEUROPIL_CACHE__URL"] = f"redis://127.0.0.1:{redis_port}/0"
         for number in range(scenario.num_replicas):
             replica = Replica(deployment, folder / f"replica-{number}.log", environment)
             stack.callback(replica.stop)
             world.replicas.append(replica)
             await asyncio.to_thread(replica.start)
-        yield world, list(roots), [f"{root}/explanations" for root in roots.values()]
+        yield world, roots
 
 
 async def _add_store(
@@ -79,14 +78,24 @@ async def _add_store(
     return {**store.environment, "NEUROPIL_STORAGE__AZURE_ENDPOINT": endpoint}
 
 
+FILES = (
+    *(f"records/mlp/0/{index}.json" for index in range(NEURONS)),
+    *(f"records/attn/0/{index}.json" for index in range(NUM_HEADS)),
+    *(f"explanations/0/{index}.jsonl" for index in EXPLAINED),
+)
+"""What both datasets hold."""
+
+
+def _copy(folder: Path) -> None:
+    for name in FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(DEMO / name, folder / name)
+    (folder / WRITTEN).mkdir()
+
+
 def _upload(store: Azurite) -> None:
     store.create_container(ACCOUNT, "demo")
-    files = [
-        *(f"records/mlp/0/{index}.json" for index in range(NEURONS)),
-        *(f"records/attn/0/{index}.json" for index in range(NUM_HEADS)),
-        *(f"explanations/0/{index}.jsonl" for index in EXPLAINED),
-    ]
-    for name in files:
+    for name in FILES:
         store.put(f"{BLOB_ROOT}/{name}", (DEMO / name).read_bytes())
     # It writes down what it was given some seconds later.
     store.flush()
@@ -100,7 +109,7 @@ def _deployment(scenario: Scenario, roots: dict[str, str]) -> dict[str, object]:
                 "derived_scalar_type": scalar_type,
                 "user_visible_name": source,
                 "neuron_dataset_path": f"{root}/records/{kind}",
-                "explanation_dataset_paths": [f"{root}/explanations"],
+                "explanation_dataset_paths": [f"{root}/explanations", f"{root}/{WRITTEN}"],
             }
             for source, root in roots.items()
             for kind, scalar_type in (("mlp", "mlp_post_act"), ("attn", "attn_write_norm"))
