@@ -8,10 +8,9 @@ never comes back. Replies that change are therefore stored with a lease only.
 
 from __future__ import annotations
 
-import random
-
 import hiredis
 
+from services.records.caching.lifetimes import scattered
 from services.records.caching.values import MISSING_VALUE, NOT_SHARED_VALUE, Lease, header_of
 
 LEASE_SECONDS = 1.0
@@ -53,12 +52,9 @@ def delete(key: str) -> bytes:
 
 
 def store(key: str, reply: bytes | None, ttl_seconds: float, lease: Lease | None) -> list[bytes]:
-    """Store a reply, or that there is none; the parts of the command, the reply not copied.
-
-    It lives a little shorter than asked for, so that not all that came together ends together.
-    """
+    """Store a reply, or that there is none; the parts of the command, the reply not copied."""
     value = [MISSING_VALUE] if reply is None else [header_of(reply), reply]
-    ends = _milliseconds(ttl_seconds * random.uniform(0.9, 1.0))
+    ends = _milliseconds(scattered(ttl_seconds))
     if lease is None:
         return _encoded([b"SET"], [_name(key)], value, [b"PX"], [ends])
     return _encoded([b"EVAL"], [_WRITE], [b"1"], [_name(key)], [lease.mark], value, [ends])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
+from services.records.caching.lifetimes import scattered
 from services.records.caching.metrics import MEMORY_BYTES, MEMORY_ENTRIES, MEMORY_EVICTIONS
 
 # What an entry costs besides the characters of its key and the bytes of its reply, measured on
@@ -53,7 +54,7 @@ class ReplyMemory:
         return entry[0]
 
     def keep(self, key: str, reply: bytes | Missing, ttl_seconds: float) -> None:
-        """Keep a reply for so long, or until others need its room."""
+        """Keep a reply for so long, up to a tenth less, or until others need its room."""
         self._remove(key)
         # A character may take four bytes.
         text = len(key) if key.isascii() else 4 * len(key)
@@ -63,7 +64,7 @@ class ReplyMemory:
                 _, (_, _, evicted) = self._entries.popitem(last=False)
                 self.num_bytes -= evicted
                 MEMORY_EVICTIONS.inc()
-            self._entries[key] = (reply, self._timer() + ttl_seconds, size)
+            self._entries[key] = (reply, self._timer() + scattered(ttl_seconds), size)
             self.num_bytes += size
         self._tell()
 
