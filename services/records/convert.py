@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from neuropil.common import v1 as common
 from neuropil.names import DERIVED_SCALAR_TYPES
 from neuropil.records import v1
+from services.records.batches import BatchItem
 from services.records.components import Component, View
 from services.records.explanations import Explanation, Failure
-from services.records.reading import BatchItem, Encoders
+from services.records.reading import Encoders
 from services.records.record_messages import (
     serialized_token_pair_record,
     serialized_token_record,
 )
-from services.records.wire import Field, joined
+from services.records.wire import Field, NumberField, Parts, joined
 from shared.errors import InvalidArgument
 from shared.settings import Dataset
 
+_POSITION = NumberField(v1.BatchGetRecordsResponse, "position")
 _TOKEN_RECORD = Field(v1.BatchGetRecordsResponse, "token_record")
 _TOKEN_PAIR_RECORD = Field(v1.BatchGetRecordsResponse, "token_pair_record")
+_FAILURE = Field(v1.BatchGetRecordsResponse, "failure")
+_FOLLOWING = Field(v1.BatchGetRecordsResponse, "following")
 
 
 def component_of(message: common.ComponentId, field: str = "component") -> Component:
@@ -81,14 +87,25 @@ def failure_message(failure: Failure) -> v1.Failure:
     )
 
 
-def batch_message(item: BatchItem) -> bytes:
-    """The serialized answer for one component of a batch, without parsing the record in it."""
-    message = v1.BatchGetRecordsResponse(position=item.position)
+def batch_message(items: Sequence[BatchItem]) -> bytes:
+    """The serialized answer for components of a batch that go together, at least one.
+
+    The records in it are neither parsed nor copied more than once.
+    """
+    parts = _batch_parts(items[0])
+    for item in items[1:]:
+        parts += _FOLLOWING.of(_batch_parts(item))
+    return joined(parts)
+
+
+def _batch_parts(item: BatchItem) -> list[bytes | memoryview]:
+    content: Parts
     if isinstance(item.outcome, Failure):
-        message.failure.CopyFrom(failure_message(item.outcome))
-        return message.SerializeToString()
-    field = _TOKEN_PAIR_RECORD if item.by_token_pair else _TOKEN_RECORD
-    return joined([message.SerializeToString(), *field.of([item.outcome])])
+        field, content = _FAILURE, [failure_message(item.outcome).SerializeToString()]
+    else:
+        field = _TOKEN_PAIR_RECORD if item.by_token_pair else _TOKEN_RECORD
+        content = [item.outcome]
+    return [*_POSITION.of(item.position), *field.of(content)]
 
 
 def encoders() -> Encoders:

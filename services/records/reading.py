@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
 from services.records import explanations
+from services.records.batches import Batch, BatchItem
 from services.records.caching.replies import ReplyCache
 from services.records.components import Component, View
 from services.records.datasets import DatasetRegistry
@@ -29,12 +29,6 @@ EXPLANATIONS_TTL_SECONDS = 60.0
 EXPLANATIONS_MEMORY_TTL_SECONDS = 5.0
 """A replica that writes drops them from the shared cache; the memory of others is not told."""
 
-# Components of a batch that are read side by side: few at first, so that it starts at once.
-_FIRST_WINDOW = 4
-_LARGEST_WINDOW = 64
-_WINDOW_BYTES = 32 * 2**20
-_USUAL_REPLY_BYTES = 2**16
-
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
@@ -44,15 +38,6 @@ class Encoders:
     token_pair_record: Callable[[Record[TokenPairSequences]], bytes]
     explanations: Callable[[list[Explanation]], bytes]
     failures: Callable[[list[Failure]], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchItem:
-    """The serialized record of the component at `position` of a batch, or why there is none."""
-
-    position: int
-    by_token_pair: bool
-    outcome: bytes | Failure
 
 
 class RecordReader:
@@ -115,66 +100,31 @@ class RecordReader:
         folders = self.registry.record_folders(datasets, component.derived_scalar_type).folders
         return _record_key(component, folders[0], view)
 
-    async def batch(
-        self, components: Sequence[Component], datasets: Sequence[str], view: View
-    ) -> AsyncGenerator[BatchItem, None]:
+    def batch(
+        self, components: Sequence[Component], datasets: Sequence[str], view: View, max_items: int
+    ) -> AsyncGenerator[list[BatchItem], None]:
         """The records of many components, in their order, each failure in its place.
 
-        Raises as `token_record` does where the datasets are wrong for every component.
+        Up to `max_items` come together, as `Batch.groups` says. Raises as `token_record` does where
+        the datasets are wrong for every component.
         """
-        first_folder = self._first_folders(components, datasets)
-        window, largest, start = _FIRST_WINDOW, _USUAL_REPLY_BYTES, 0
-        while start < len(components):
-            # What is read ahead of a slow client is bounded in number and in bytes.
-            end = start + min(window, max(1, _WINDOW_BYTES // largest))
-            keys = {
-                position: _record_key(component, folder, view)
-                for position, component in enumerate(components[start:end], start)
-                if (folder := first_folder.get(component.derived_scalar_type))
-            }
-            items = self._window(components, start, end, keys, datasets, view)
-            # Closed here: work ahead of a caller that goes ends at once.
-            async with aclosing(items):
-                async for item in items:
-                    if isinstance(item.outcome, bytes):
-                        largest = max(largest, len(item.outcome))
-                    yield item
-            window, start = min(2 * window, _LARGEST_WINDOW), end
+        first_folders = self._first_folders(components, datasets)
 
-    async def _window(
-        self,
-        components: Sequence[Component],
-        start: int,
-        end: int,
-        keys: dict[int, str],
-        datasets: Sequence[str],
-        view: View,
-    ) -> AsyncGenerator[BatchItem, None]:
-        """The items from `start` up to `end`; `keys` by position, where a dataset fits."""
-        found = {position: self._cache.peek(key) for position, key in keys.items()}
-        wanted = [key for position, key in keys.items() if found[position] is None]
-        # What is known to be missing from the first dataset may be in the next.
-        kept = {position: reply for position, reply in found.items() if isinstance(reply, bytes)}
-        absent: set[str] = set()
-        if wanted:
-            absent = await self._cache.prefetch(wanted, ttl_seconds=self._ttl_seconds)
-        tasks = {
-            position: asyncio.create_task(
-                self._batch_item(position, component, datasets, view, absent)
-            )
-            for position, component in enumerate(components[start:end], start)
-            if position not in kept
-        }
-        try:
-            for position, component in enumerate(components[start:end], start):
-                reply = kept.pop(position, None)
-                if reply is not None:
-                    yield BatchItem(position, component.by_token_pair, reply)
-                else:
-                    yield await tasks.pop(position)
-        finally:
-            for task in tasks.values():
-                task.cancel()
+        def key_of(component: Component) -> str | None:
+            folder = first_folders.get(component.derived_scalar_type)
+            return None if folder is None else _record_key(component, folder, view)
+
+        async def read(component: Component, not_shared: set[str]) -> bytes:
+            return await self._record(component, datasets, view, not_shared)
+
+        return Batch(
+            components,
+            key_of,
+            self._cache,
+            read,
+            ttl_seconds=self._ttl_seconds,
+            max_reply_bytes=self._max_reply_bytes,
+        ).groups(max_items)
 
     def _first_folders(
         self, components: Sequence[Component], datasets: Sequence[str]
@@ -289,20 +239,6 @@ class RecordReader:
                 metadata={"bytes": str(len(reply)), "limit": str(self._max_reply_bytes)},
             )
         return reply
-
-    async def _batch_item(
-        self,
-        position: int,
-        component: Component,
-        datasets: Sequence[str],
-        view: View,
-        not_shared: set[str],
-    ) -> BatchItem:
-        try:
-            outcome: bytes | Failure = await self._record(component, datasets, view, not_shared)
-        except NeuropilError as error:
-            outcome = Failure.of(error)
-        return BatchItem(position, component.by_token_pair, outcome)
 
     async def _read_all(self, component: Component, sources: Sources) -> bytes:
         read = await asyncio.gather(

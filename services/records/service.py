@@ -94,15 +94,20 @@ class RecordReaderService:
     async def BatchGetRecords(
         self, request: v1.BatchGetRecordsRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        """Many records, each in its component's place."""
+        """Many records, each in its component's place; several a message where it is allowed."""
         components = [
             component_of(component, f"components[{position}]")
             for position, component in enumerate(request.components)
         ]
-        batch = self._reader.batch(components, request.datasets, view_of(request.view))
-        async with aclosing(batch) as items:
-            async for item in items:
-                yield batch_message(item)
+        batch = self._reader.batch(
+            components,
+            request.datasets,
+            view_of(request.view),
+            max(1, request.max_records_per_message),
+        )
+        async with aclosing(batch) as groups:
+            async for items in groups:
+                yield batch_message(items)
 
     async def ListExplanations(
         self, request: v1.ListExplanationsRequest, context: Context

@@ -26,6 +26,17 @@ class Field:
         return [self._key, varint(sum(map(len, content))), *content]
 
 
+class NumberField:
+    """A field of a message type that holds one number that is not negative."""
+
+    def __init__(self, message: type[Message], name: str) -> None:
+        self._key = varint(message.DESCRIPTOR.fields_by_name[name].number << 3)
+
+    def of(self, value: int) -> list[bytes | memoryview]:
+        """The field with a value; 0 is what it has without being written."""
+        return [self._key, varint(value)] if value else []
+
+
 def joined(parts: Parts) -> bytes:
     """The parts as one."""
     return b"".join(parts)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from shared.errors import ResourceExhausted
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
+from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
 
 
 class AdmissionInterceptor(Interceptor):
@@ -17,17 +15,8 @@ class AdmissionInterceptor(Interceptor):
         self._limit = limit
         self._running = 0
 
-    @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    def unary(self, method: str, behavior: Behavior) -> Behavior:
         """Count the call while it runs."""
-        self._enter()
-        try:
-            yield
-        finally:
-            self._running -= 1
-
-    def unary(self, method: str, behavior: Unary) -> Unary:
-        """The same for a unary method."""
 
         async def call(request: Any, context: Context) -> Any:
             self._enter()

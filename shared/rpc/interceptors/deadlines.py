@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
@@ -12,7 +11,7 @@ import grpc.aio
 from shared.errors import DeadlineExceeded
 from shared.rpc.context import enter_deadline
 from shared.rpc.interceptors.errors import abort
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Stream, Unary
+from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
 
 _SECONDS_TO_SEND = 0.1
 
@@ -24,20 +23,8 @@ class DeadlineInterceptor(Interceptor):
         self._default = default_seconds
         self._sending: set[asyncio.Task[None]] = set()
 
-    @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    def unary(self, method: str, behavior: Behavior) -> Behavior:
         """Cancel what the call does when its time is over."""
-        seconds = self._enter(context)
-        try:
-            async with asyncio.timeout(seconds) as timeout:
-                yield
-        except TimeoutError as error:
-            if not timeout.expired():
-                raise
-            raise _exceeded(seconds) from error
-
-    def unary(self, method: str, behavior: Unary) -> Unary:
-        """The same for a unary method."""
 
         async def call(request: Any, context: Context) -> Any:
             seconds = self._enter(context)
@@ -51,35 +38,33 @@ class DeadlineInterceptor(Interceptor):
 
         return call
 
-    async def stream(
-        self, method: str, behavior: Stream, request: Any, context: Context
-    ) -> AsyncGenerator[Any, None]:
-        """The responses until the time is over.
+    def stream(self, method: str, behavior: Behavior) -> Behavior:
+        """Send the status when the time is over, and cancel what the call does.
 
-        A streaming call mostly waits for its client to read. To be cancelled there, outside of its
-        method, would end it without a status, and the client would wait for ever: so the status is
-        sent first.
+        A streaming call mostly waits for its client to read. To be cancelled there would end it
+        without a status, and the client would wait for ever: so the status is sent first.
         """
-        seconds = self._enter(context)
-        serving = asyncio.current_task()
-        assert serving is not None
 
-        async def end() -> None:
-            await asyncio.sleep(seconds)
-            # What is under way arrives once the client reads; the work need not wait for that.
-            status = asyncio.create_task(_send(context, _exceeded(seconds)))
-            self._sending.add(status)
-            status.add_done_callback(self._sending.discard)
-            await asyncio.wait((status,), timeout=_SECONDS_TO_SEND)
-            serving.cancel()
+        async def call(request: Any, context: Context) -> None:
+            seconds = self._enter(context)
+            serving = asyncio.current_task()
+            assert serving is not None
+            watch = asyncio.create_task(self._end(serving, context, seconds))
+            try:
+                await behavior(request, context)
+            finally:
+                watch.cancel()
 
-        watch = asyncio.create_task(end())
-        try:
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
-        finally:
-            watch.cancel()
+        return call
+
+    async def _end(self, serving: asyncio.Task[Any], context: Context, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        # What is under way arrives once the client reads; the work need not wait for that.
+        status = asyncio.create_task(_send(context, _exceeded(seconds)))
+        self._sending.add(status)
+        status.add_done_callback(self._sending.discard)
+        await asyncio.wait((status,), timeout=_SECONDS_TO_SEND)
+        serving.cancel()
 
     def _enter(self, context: Context) -> float:
         left = context.time_remaining()

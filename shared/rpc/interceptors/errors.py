@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -12,7 +10,7 @@ import structlog
 
 from neuropil.errors import NeuropilError as ClientError
 from shared.errors import NeuropilError
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
+from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
 from shared.rpc.status import from_client_error, to_status
 
 INTERNAL_TEXT = "internal error; the server's log has more under this request id"
@@ -23,21 +21,13 @@ _log = structlog.get_logger(__name__)
 class ErrorInterceptor(Interceptor):
     """Answers domain errors with details, and anything unknown as INTERNAL with a fixed text."""
 
-    @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    def unary(self, method: str, behavior: Behavior) -> Behavior:
         """End the call with the status of what it raises."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - the last line of defence: nothing may escape
-            await _answer(error, method, context)
-
-    def unary(self, method: str, behavior: Unary) -> Unary:
-        """The same for a unary method."""
 
         async def call(request: Any, context: Context) -> Any:
             try:
                 return await behavior(request, context)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - the last line of defence: nothing may escape
                 await _answer(error, method, context)
 
         return call

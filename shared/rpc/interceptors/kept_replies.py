@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.rpc.interceptors.deadlines import DeadlineInterceptor
 from shared.rpc.interceptors.validation import ValidationInterceptor
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary, surround_unary
+from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor, surround_unary
 
 KeptReply = Callable[[bytes], bytes | None]
 """Gives the serialized reply to a serialized request, or None where it has to be made."""
@@ -27,7 +27,7 @@ def kept_or_parsed(kept: KeptReply, parse: Callable[[bytes], Any]) -> Callable[[
     return deserialize
 
 
-def answer_kept(method: str, served: Unary, interceptors: Sequence[Interceptor]) -> Unary:
+def answer_kept(method: str, served: Behavior, interceptors: Sequence[Interceptor]) -> Behavior:
     """The method `served`, and kept replies with what still matters for them around them."""
     needless = (DeadlineInterceptor, ValidationInterceptor)
     around = [each for each in interceptors if not isinstance(each, needless)]

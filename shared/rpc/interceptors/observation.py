@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
@@ -14,7 +12,7 @@ import structlog
 from prometheus_client import Gauge, Histogram
 
 from shared.metrics import SECONDS_BUCKETS
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
+from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
 
 _SECONDS = Histogram(
     "neuropil_rpc_seconds",
@@ -30,20 +28,8 @@ _log = structlog.get_logger("neuropil.calls")
 class ObservationInterceptor(Interceptor):
     """Outermost but for the call's id: sees the status that the caller gets."""
 
-    @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    def unary(self, method: str, behavior: Behavior) -> Behavior:
         """Time the call, and log how it ended."""
-        observed = _observed(method)
-        started = observed.start()
-        try:
-            yield
-        except BaseException as error:
-            observed.end(started, _code_of(error, context))
-            raise
-        observed.end(started, "OK")
-
-    def unary(self, method: str, behavior: Unary) -> Unary:
-        """The same for a unary method."""
         observed = _observed(method)
 
         async def call(request: Any, context: Context) -> Any:
@@ -87,7 +73,7 @@ _observed = cache(_Observed)
 
 
 def _code_of(error: BaseException, context: Context) -> str:
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)) and not context.code():
+    if isinstance(error, asyncio.CancelledError) and not context.code():
         # With a code: how work is ended whose caller was told already, as its time is over.
         return "CANCELLED"
     return _code_name(context)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from shared.rpc.context import REQUEST_ID_KEY, enter_request
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
+from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
 
 
 class RequestIdInterceptor(Interceptor):
     """Outermost, so that everything that is logged during the call bears its id."""
 
-    @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    def unary(self, method: str, behavior: Behavior) -> Behavior:
         """Note the id for the time of the call; logs take it from there."""
-        _enter(context)
-        yield
-
-    def unary(self, method: str, behavior: Unary) -> Unary:
-        """The same for a unary method."""
 
         async def call(request: Any, context: Context) -> Any:
             _enter(context)

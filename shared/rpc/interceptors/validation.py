@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import protovalidate
 from protovalidate import Violation
 
 from shared.errors import InvalidArgument
-from shared.rpc.interceptors.wrapping import Context, Interceptor, Unary
+from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
 
 
 class ValidationInterceptor(Interceptor):
@@ -19,14 +17,8 @@ class ValidationInterceptor(Interceptor):
     def __init__(self) -> None:
         self._validator = protovalidate.Validator()
 
-    @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    def unary(self, method: str, behavior: Behavior) -> Behavior:
         """Check the request before the call."""
-        self._check(request)
-        yield
-
-    def unary(self, method: str, behavior: Unary) -> Unary:
-        """The same for a unary method."""
 
         async def call(request: Any, context: Context) -> Any:
             self._check(request)

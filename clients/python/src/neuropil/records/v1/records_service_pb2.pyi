@@ -175,26 +175,30 @@ class GetTokenPairRecordResponse(_message.Message):
     def __init__(self, dataset: _Optional[str] = ..., component: _Optional[_Union[_component_pb2.ComponentId, _Mapping]] = ..., max_activation: _Optional[float] = ..., top_sequences: _Optional[_Union[_sequences_pb2.TokenPairSequences, _Mapping]] = ..., random_sequences: _Optional[_Union[_sequences_pb2.TokenPairSequences, _Mapping]] = ..., quantile_sequences: _Optional[_Iterable[_Union[_sequences_pb2.TokenPairSequences, _Mapping]]] = ..., quantile_boundaries: _Optional[_Iterable[float]] = ..., moments: _Optional[_Union[Moments, _Mapping]] = ...) -> None: ...
 
 class BatchGetRecordsRequest(_message.Message):
-    __slots__ = ("components", "datasets", "view")
+    __slots__ = ("components", "datasets", "view", "max_records_per_message")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     DATASETS_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    MAX_RECORDS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     components: _containers.RepeatedCompositeFieldContainer[_component_pb2.ComponentId]
     datasets: _containers.RepeatedScalarFieldContainer[str]
     view: RecordView
-    def __init__(self, components: _Optional[_Iterable[_Union[_component_pb2.ComponentId, _Mapping]]] = ..., datasets: _Optional[_Iterable[str]] = ..., view: _Optional[_Union[RecordView, _Mapping]] = ...) -> None: ...
+    max_records_per_message: int
+    def __init__(self, components: _Optional[_Iterable[_Union[_component_pb2.ComponentId, _Mapping]]] = ..., datasets: _Optional[_Iterable[str]] = ..., view: _Optional[_Union[RecordView, _Mapping]] = ..., max_records_per_message: _Optional[int] = ...) -> None: ...
 
 class BatchGetRecordsResponse(_message.Message):
-    __slots__ = ("position", "token_record", "token_pair_record", "failure")
+    __slots__ = ("position", "token_record", "token_pair_record", "failure", "following")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_RECORD_FIELD_NUMBER: _ClassVar[int]
     TOKEN_PAIR_RECORD_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_record: GetTokenRecordResponse
     token_pair_record: GetTokenPairRecordResponse
     failure: Failure
-    def __init__(self, position: _Optional[int] = ..., token_record: _Optional[_Union[GetTokenRecordResponse, _Mapping]] = ..., token_pair_record: _Optional[_Union[GetTokenPairRecordResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    following: _containers.RepeatedCompositeFieldContainer[BatchGetRecordsResponse]
+    def __init__(self, position: _Optional[int] = ..., token_record: _Optional[_Union[GetTokenRecordResponse, _Mapping]] = ..., token_pair_record: _Optional[_Union[GetTokenPairRecordResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., following: _Optional[_Iterable[_Union[BatchGetRecordsResponse, _Mapping]]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code", "reason", "message", "dataset")

@@ -131,7 +131,8 @@ class RecordReaderServicer:
 
     def BatchGetRecords(self, request, context):
         """The records of many components, in the order of the request, each as soon as it is there; a
-        failure stands in its component's place.
+        failure stands in its component's place. One component a message unless the request allows
+        more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,8 @@ class RecordReaderStub:
     """The record of a component with one activation a token pair, such as an attention head."""
     BatchGetRecords: _grpc.UnaryStreamMultiCallable[_records_service_pb2.BatchGetRecordsRequest, _records_service_pb2.BatchGetRecordsResponse]
     """The records of many components, in the order of the request, each as soon as it is there; a
-    failure stands in its component's place.
+    failure stands in its component's place. One component a message unless the request allows
+    more.
     """
     ListExplanations: _grpc.UnaryUnaryMultiCallable[_records_service_pb2.ListExplanationsRequest, _records_service_pb2.ListExplanationsResponse]
     """The explanations of a component in several explanation datasets, side by side, in the order of
@@ -85,7 +86,8 @@ class RecordReaderAsyncStub(RecordReaderStub):
     """The record of a component with one activation a token pair, such as an attention head."""
     BatchGetRecords: _aio.UnaryStreamMultiCallable[_records_service_pb2.BatchGetRecordsRequest, _records_service_pb2.BatchGetRecordsResponse]  # type: ignore[assignment]
     """The records of many components, in the order of the request, each as soon as it is there; a
-    failure stands in its component's place.
+    failure stands in its component's place. One component a message unless the request allows
+    more.
     """
     ListExplanations: _aio.UnaryUnaryMultiCallable[_records_service_pb2.ListExplanationsRequest, _records_service_pb2.ListExplanationsResponse]  # type: ignore[assignment]
     """The explanations of a component in several explanation datasets, side by side, in the order of
@@ -154,7 +156,8 @@ class RecordReaderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_records_service_pb2.BatchGetRecordsResponse], _abc.AsyncIterator[_records_service_pb2.BatchGetRecordsResponse]]:
         """The records of many components, in the order of the request, each as soon as it is there; a
-        failure stands in its component's place.
+        failure stands in its component's place. One component a message unless the request allows
+        more.
         """
 
     @_abc_1.abstractmethod
