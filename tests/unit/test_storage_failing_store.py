@@ -1,18 +1,11 @@
-"""A blob store that hangs, lies, stammers or sends garbage, as no emulator does on request."""
+"""What becomes of reads where a blob store hangs, lies, stammers or sends garbage."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
-import msgspec
 import pytest
 
 from services.records.storage import blobs as blobs_module
@@ -21,159 +14,10 @@ from services.records.storage.blobs import Blobs, FileStore
 from services.records.storage.circuit import FAILURES_IN_A_ROW
 from services.records.storage.folders import Folder
 from shared.errors import NeuropilError, ResourceExhausted, Unavailable
-from shared.settings import Storage
+from tests.emulators.failing import BAD, CONTENT, Store
 
-CONTENT = b"content"
 SECONDS = 20
 """Long enough for anything that does not wait for what hangs."""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, *args: Any) -> None:
-        """Nothing: clients that give up are what is tested."""
-
-
-class Store:
-    """Answers as Azure does, but for blobs whose names say otherwise."""
-
-    def __init__(self) -> None:
-        self.seen: Counter[str] = Counter()
-        self.hosts: set[str] = set()
-        self.broken = False
-        self.folders: list[str] | None = None
-        self.hanging_hosts: set[str] = set()
-        self.go_on = threading.Event()
-        self.server = Server(("127.0.0.1", 0), handler_of(self))
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def settings(self, **options: Any) -> Storage:
-        chosen = {"read_timeout_seconds": 60.0, "timeout_seconds": 60.0, **options}
-        return Storage(azure_endpoint=self.endpoint, gcs_endpoint=self.endpoint, **chosen)
-
-    def close(self) -> None:
-        self.go_on.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def handler_of(store: Store) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
-            url = urlsplit(self.path)
-            name = unquote(url.path).rsplit("/", 1)[-1]
-            store.seen[name] += 1
-            store.hosts.add(self.headers["Host"])
-            if self.headers["Host"].split(".")[0] in store.hanging_hosts or name == "hangs":
-                store.go_on.wait(60)
-                self.close_connection = True
-                return
-            if "maxresults=1" in url.query or self.command == "HEAD":
-                self.send(200, CONTENT)
-            elif store.broken:
-                self.send(503, b"secret detail")
-            elif store.folders is not None:
-                prefix = parse_qs(url.query)["prefix"][0]
-                names = [f"{prefix}{name}/" for name in store.folders]
-                self.send(200, msgspec.json.encode({"prefixes": names}))
-            elif "comp=list" in url.query or url.path.endswith("/o"):
-                self.send(200, b"<garbage" if "comp" in url.query else b"{garbage")
-            else:
-                BEHAVIOURS.get(name, whole)(self)
-
-        def send(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body) if length is None else length))
-            self.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")
-            self.send_header("ETag", '"0x8DC0FFEE"')
-            for key, value in headers.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, *args: Any) -> None:
-            """Nothing: pytest's output is for failures."""
-
-    return Handler
-
-
-def whole(handler: Any) -> None:
-    handler.send(206, CONTENT, Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
-
-
-def truncated(handler: Any) -> None:
-    handler.send(206, CONTENT[:3], len(CONTENT))
-    handler.close_connection = True
-
-
-def too_short_a_range(handler: Any) -> None:
-    handler.send(206, CONTENT[:3], Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
-
-
-def more_than_asked_for(handler: Any) -> None:
-    handler.send(206, b"x" * (5 * 2**20))
-
-
-def endless(handler: Any) -> None:
-    handler.send_response(206)
-    handler.send_header("Connection", "close")
-    handler.end_headers()
-    handler.close_connection = True
-    while True:
-        handler.wfile.write(b"x" * 2**20)
-
-
-def dripping(handler: Any) -> None:
-    handler.send(206, b"", 1000)
-    while True:
-        handler.wfile.write(b"x")
-        time.sleep(0.05)
-
-
-def redirected(handler: Any) -> None:
-    handler.send(302, b"", Location="http://127.0.0.1:9/secret")
-
-
-def babbling(handler: Any) -> None:
-    handler.wfile.write(b"\x00\x01 this is no HTTP\r\n\r\n")
-    handler.close_connection = True
-
-
-BEHAVIOURS: dict[str, Callable[[Any], None]] = {
-    "announces-too-much": lambda handler: handler.send(206, CONTENT, 10**12),
-    "dripping": dripping,
-    "endless": endless,
-    "more-than-asked-for": more_than_asked_for,
-    "babbling": babbling,
-    "redirected": redirected,
-    "too-short-a-range": too_short_a_range,
-    "truncated": truncated,
-    "whole-with-200": lambda handler: handler.send(200, CONTENT),
-    "conflict": lambda handler: handler.send(409, b"", x_ms_error_code="Other"),
-    "teapot": lambda handler: handler.send(418, b"secret detail"),
-}
-
-
-# Its body never comes.
-BAD = sorted(BEHAVIOURS)
-BEHAVIOURS["says-it-is-large"] = lambda handler: handler.send(
-    206, b"", 2**20, Content_Range=f"bytes 0-{2**20 - 1}/{10**12}"
-)
 
 
 @pytest.fixture
@@ -228,6 +72,26 @@ def test_a_bad_answer_is_asked_for_again(store: Store) -> None:
     with pytest.raises(Unavailable):
         files.read(FOLDER, "teapot")
     assert store.seen["teapot"] == 1, "what a store refuses is not asked for again"
+
+
+@pytest.mark.parametrize("drops", [1, 2])
+def test_the_very_first_request_is_sent_again_too(store: Store, drops: int) -> None:
+    store.drops = drops
+    assert FileStore(store.settings(retries=2)).read(FOLDER, "good") == CONTENT
+
+
+def test_blobs_that_are_asked_for_too_often_do_not_stop_the_others(store: Store) -> None:
+    files = FileStore(store.settings(retries=0))
+    for path in ("gs://box/mlp", "az://throttled/box/mlp"):
+        folder = Folder.trusted(path)
+        assert files.read(folder, "good") == CONTENT
+        store.throttled = True
+        for _ in range(2 * FAILURES_IN_A_ROW):
+            with pytest.raises(Unavailable) as caught:
+                files.read(folder, "good")
+            assert_tells_nothing(caught.value)
+        store.throttled = False
+        assert files.read(folder, "good") == CONTENT
 
 
 @pytest.mark.parametrize("path", ["az://fails/box", "gs://box"])

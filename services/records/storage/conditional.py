@@ -15,12 +15,15 @@ from blobfile import _azure, _common, _gcp
 
 _GCS_SCHEME = "gs://"
 _CHANGED = frozenset({409, 412})
+# Google takes about one write of a blob a second.
+_TOO_OFTEN = 429
 
 
 def put(context: blobfile.Context, path: str, *, content: bytes, version: str | None) -> bool:
     """Store `content` in one request if the blob has the version; None: if there is no blob.
 
-    False where it has another one, or is there. Raises blobfile's errors, a status 404 where there
+    False where it has another one, or is there, or the store takes no more writes of it for now.
+    Raises blobfile's errors, a status 404 where there
     is no such container or bucket.
     """
     if path.startswith(_GCS_SCHEME):
@@ -58,6 +61,6 @@ def _put_gcs(context: blobfile.Context, path: str, content: bytes, version: str 
         params={"uploadType": "multipart", "ifGenerationMatch": version or "0"},
         headers={"Content-Type": f"multipart/related; boundary={boundary}"},
         data=b"".join([part, msgspec.json.encode({"name": name}), part, content, end]),
-        success_codes=(200, 412),
+        success_codes=(200, 412, _TOO_OFTEN),
     )
     return bool(_gcp.execute_api_request(context._conf, request).status == 200)

@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError
 from services.records.datasets import PATH_NOT_ALLOWED
 from services.records.storage.circuit import PAUSE_SECONDS
 from services.records.storage.operation import GivenUp
-from services.records.storage.transport import AnswerTooLarge, LeftAlone
+from services.records.storage.transport import AnswerTooLarge, CredentialsRefused, LeftAlone
 from shared.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -39,6 +39,7 @@ STORE_FAILURES = (
     GivenUp,
     LeftAlone,
     AnswerTooLarge,
+    CredentialsRefused,
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -64,7 +65,9 @@ def status_of(error: Exception) -> int | None:
 
 
 def refused(error: Exception) -> bool:
-    """Whether the store, or the system, answers but grants no access."""
+    """Whether the store, the system, or who hands out tokens answers but grants no access."""
+    if isinstance(error, CredentialsRefused):
+        return True
     if isinstance(error, OSError):
         return error.errno in _REFUSED_ERRNOS
     status = status_of(error)

@@ -9,9 +9,11 @@ from functools import partial
 from io import BufferedReader
 from itertools import chain
 from typing import TypeVar, cast
+from urllib.parse import quote
 
 import blobfile
 import structlog
+from blobfile import _common
 
 from services.records.storage import conditional
 from services.records.storage.failures import (
@@ -30,8 +32,8 @@ from services.records.storage.transport import (
     Transport,
 )
 
-# Azure: no such blob or container, no such account.
-_MISSING = frozenset({404, 600})
+# No such blob, container or bucket.
+_MISSING = 404
 _WILDCARDS = frozenset("*?[]")
 
 _Result = TypeVar("_Result")
@@ -54,7 +56,6 @@ class RemoteStore:
     """
 
     def __init__(self, transport: Transport, *, retries: int) -> None:
-        self._transport = transport
         self._max_bytes = transport.max_blob_bytes
         context: Callable[..., blobfile.Context] = partial(
             blobfile.create_context,
@@ -134,7 +135,7 @@ class RemoteStore:
         except BlobTooLarge as error:
             raise too_large(name, error.size, self._max_bytes) from error
         except STORE_FAILURES as error:
-            if status_of(error) in _MISSING:
+            if status_of(error) == _MISSING:
                 return None
             raise failure(name, error, doing) from error
 
@@ -149,7 +150,8 @@ class RemoteStore:
         key = f"{host}/{container}"
         if not container or key in self._reached:
             return
-        self._transport.request("HEAD", f"https://{key}")
+        ask = _common.Request("HEAD", f"https://{quote(key)}", success_codes=range(200, 500))
+        _common.execute_request(self._context._conf, lambda: ask)
         with self._lock:
             self._reached.add(key)
 

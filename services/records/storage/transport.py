@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 import urllib3
-from urllib3.exceptions import HTTPError, ProtocolError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 
 from services.records.storage import metrics
 from services.records.storage.circuit import Circuit
@@ -31,7 +31,11 @@ MAX_ANSWER_BYTES = 96 * 2**20
 # A caller who waited so long without an answer has seen a failure of the store.
 _SILENCE_SECONDS = 2.0
 _PIECE_BYTES = 2**20
-_REFUSES_FOR_NOW = frozenset({408, 429})
+# 429 is no failure of the store: Google answers so where one blob is written too often.
+_REQUEST_TIMEOUT = 408
+# What a server that hands out tokens says of credentials that are wrong, or of none.
+_NO_CREDENTIALS = frozenset({400, 404})
+_PARTIAL_CONTENT = 206
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 _log = structlog.get_logger(__name__)
@@ -62,6 +66,10 @@ class AnswerTooLarge(Exception):
     """The store's answer is larger than anything that was asked for."""
 
 
+class CredentialsRefused(Exception):
+    """A server that hands out access tokens has none for the deployment's credentials."""
+
+
 class BlobTooLarge(Exception):
     """The blob has `size` bytes, more than are read."""
 
@@ -74,9 +82,11 @@ class Transport(urllib3.PoolManager):
     """Connections of blobfile to all stores.
 
     Requests keep their Host header wherever they are sent. An answer is read whole, at most
-    `MAX_ANSWER_BYTES`, and compared with the length that it announces. A part of a blob is not read
-    where the whole has more than `max_blob_bytes`. Raises LeftAlone, GivenUp, AnswerTooLarge or
-    BlobTooLarge, which blobfile passes on, and urllib3's errors, on which it tries again.
+    `MAX_ANSWER_BYTES`, and compared with the length that it announces. Blobs are asked for whole,
+    by a range that ends behind them: an answer with a part only counts as one cut short, and a blob
+    of more than `max_blob_bytes` is not read. Raises LeftAlone, GivenUp, AnswerTooLarge,
+    CredentialsRefused or BlobTooLarge, which blobfile passes on, and urllib3's errors, on which it
+    tries again.
     """
 
     def __init__(
@@ -123,7 +133,10 @@ class Transport(urllib3.PoolManager):
                     connect=min(self._timeouts.connect, left), read=min(self._timeouts.read, left)
                 ),
             )
-        except (HTTPError, OSError, GivenUp) as error:
+        except BlobTooLarge:
+            self._answered(host, circuit, begun)
+            raise
+        except (HTTPError, OSError, GivenUp, AnswerTooLarge) as error:
             silent = time.monotonic() - begun >= _SILENCE_SECONDS
             given_up = operation.given_up or isinstance(error, GivenUp)
             if not given_up or silent:
@@ -131,17 +144,27 @@ class Transport(urllib3.PoolManager):
             metrics.STORE_REQUESTS.labels(host, "given_up" if given_up else "failed").inc()
             if given_up:
                 raise GivenUp from error
+            if isinstance(error, NewConnectionError):
+                # blobfile would look up whether the account has a name, and take a store that it
+                # can't find for one without the blob: be it for a failing name server, or as an
+                # endpoint answers for accounts that nobody else knows.
+                raise ProtocolError("no connection") from error
             raise
         finally:
             operation.ended_request()
-        if answer.status >= 500 or answer.status in _REFUSES_FOR_NOW:
+        if answer.status >= 500 or answer.status == _REQUEST_TIMEOUT:
             circuit.failed()
             metrics.STORE_REQUESTS.labels(host, "failed").inc()
-        else:
-            circuit.succeeded()
-            metrics.STORE_REQUESTS.labels(host, "answered").inc()
-            metrics.STORE_SECONDS.labels(host).observe(time.monotonic() - begun)
+            return answer
+        self._answered(host, circuit, begun)
+        if answer.status in _NO_CREDENTIALS and not _is_store(host):
+            raise CredentialsRefused(host)
         return answer
+
+    def _answered(self, host: str, circuit: Circuit, begun: float) -> None:
+        circuit.succeeded()
+        metrics.STORE_REQUESTS.labels(host, "answered").inc()
+        metrics.STORE_SECONDS.labels(host).observe(time.monotonic() - begun)
 
     def _place(self, url: str, headers: Any) -> tuple[str, str, dict[str, str]]:
         """The host that is asked for, the URL that is asked instead, and the headers."""
@@ -181,9 +204,21 @@ class Transport(urllib3.PoolManager):
         )
 
     def _check_blob(self, response: urllib3.BaseHTTPResponse) -> None:
+        if response.status != _PARTIAL_CONTENT:
+            return
         part = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if part and part[3] != "*" and int(part[3]) > self.max_blob_bytes:
-            raise BlobTooLarge(int(part[3]))
+        if part is None:
+            raise ProtocolError("a part of a blob without its range")
+        first, last = int(part[1]), int(part[2])
+        size = last + 1 if part[3] == "*" else int(part[3])
+        if size > self.max_blob_bytes:
+            raise BlobTooLarge(size)
+        if (first, last) != (0, size - 1):
+            raise ProtocolError(f"only {part[0]}")
+
+
+def _is_store(host: str) -> bool:
+    return host.endswith(AZURE_DOMAIN) or host == GCS_HOST
 
 
 def _body(response: urllib3.BaseHTTPResponse, operation: Operation) -> bytes:
