@@ -39,7 +39,7 @@ def filled(path: Path | None, model: str = MODEL) -> ExplanationIndex:
     index.replace(FileKey(folder, 0, 1), "v1", [Text("a cat", 0.5), Text("a dog", math.nan)])
     index.replace(FileKey(folder, 2, 3), "v1", [Text("cats", -0.5)])
     index.commit()
-    documents = index.pending(10)
+    documents = index.pending(10, 10**6)
     index.embed(documents, vectors(len(documents)))
     return index
 
@@ -56,7 +56,7 @@ def test_a_kept_index_needs_no_file_and_no_vector_again(tmp_path: Path) -> None:
     again = ExplanationIndex(tmp_path, MODEL)
     again.load()
     assert sorted(found(again, "cat")) == ["a cat", "cats"]
-    assert again.pending(10) == []
+    assert again.pending(10, 10**6) == []
     assert again.count() == (3, 3)
     versions = again.store.versions(again.store.folder("/explanations"))
     assert set(versions.values()) == {"v1"}
@@ -71,7 +71,7 @@ def test_vectors_of_another_model_are_not_used(tmp_path: Path) -> None:
     filled(tmp_path).close()
     other = ExplanationIndex(tmp_path, "another model")
     other.load()
-    assert len(other.pending(10)) == 3
+    assert len(other.pending(10, 10**6)) == 3
     other.close()
 
 
@@ -145,7 +145,7 @@ def test_replacing_a_file_changes_only_what_changed() -> None:
     assert now["a cat"] == kept["a cat"]
     assert now["a dog"] != kept["a dog"]
     # The dog's vector is known by its text; only the hen has none.
-    assert [document.text for document in index.pending(10)] == ["a hen"]
+    assert [document.text for document in index.pending(10, 10**6)] == ["a hen"]
     index.forget(file)
     index.commit()
     assert found(index, "cat dog hen") == ["cats"]

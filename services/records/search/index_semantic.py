@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from services.records.search.columns import Ids
 
 DIMENSIONS = 384
+_CLEAR_AT = 1000
 
 Halves = NDArray[np.float16]
 Floats = NDArray[np.float32]
@@ -29,16 +30,24 @@ class VectorIndex:
                 DIMENSIONS, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
             )
         )
+        self._gone: set[int] = set()
 
     def add(self, ids: Ids, vectors: Halves) -> None:
         """Add vectors [n, 384]."""
+        if not self._gone.isdisjoint(ids.tolist()):
+            self._clear()
         if len(ids):
             self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), ids)
 
     def remove(self, ids: Ids) -> None:
-        """Remove vectors; ids without one are passed over."""
-        if len(ids):
-            self._index.remove_ids(faiss.IDSelectorBatch(ids))
+        """Remove vectors; ids without one are passed over.
+
+        Their room is freed in time: no search may select them until they are added again.
+        """
+        self._gone.update(ids.tolist())
+        # Each time all the others are moved: tens of milliseconds.
+        if len(self._gone) > max(_CLEAR_AT, int(self._index.ntotal) // 8):
+            self._clear()
 
     def search(
         self, query: Floats, selected: NDArray[np.bool_], limit: int
@@ -59,3 +68,7 @@ class VectorIndex:
         )
         found = ids[0] >= 0
         return ids[0][found], cosines[0][found].astype(np.float64)
+
+    def _clear(self) -> None:
+        self._index.remove_ids(faiss.IDSelectorBatch(np.fromiter(self._gone, np.int64)))
+        self._gone.clear()

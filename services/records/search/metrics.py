@@ -11,6 +11,10 @@ INDEXED_EXPLANATIONS = Gauge(
     "Explanations in the index by mode (text, semantic).",
     ["mode"],
 )
+NOT_EMBEDDED_EXPLANATIONS = Gauge(
+    "neuropil_records_search_not_embedded_explanations",
+    "Explanations that the sentence model failed at; they are found by words only.",
+)
 SCAN_TIMESTAMP = Gauge(
     "neuropil_records_search_scan_timestamp_seconds",
     "When the last scan over all explanation datasets ended, in Unix time.",

@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ MAX_HITS = 10_000
 """A search gives no more hits than this, over all pages."""
 
 _DECIMALS = 6
-_LAYOUT = struct.Struct("<B8sdiqqiI")
-_VERSION = 1
+_LAYOUT = struct.Struct("<B8sdi8sqqiI")
+_VERSION = 2
 _CHECK_BYTES = 4
 
 Order = tuple[float, int, int, int, int]
@@ -48,6 +48,17 @@ class Position:
 
     order: Order
     seen: int
+    folder: bytes = bytes(8)
+    """`folder_key` of the last hit's folder."""
+
+    def among(self, folders: Sequence[bytes]) -> Position:
+        """The same where a dataset has these folders now, which others may have come before."""
+        if self.folder not in folders:
+            return self
+        relevance, _, *place = self.order
+        layer, component, ordinal = place
+        order = (relevance, folders.index(self.folder), layer, component, ordinal)
+        return replace(self, order=order)
 
 
 Best = Callable[[int], tuple[Ids, NDArray[np.float64]]]
@@ -58,7 +69,8 @@ Places = Callable[[Ids], Sequence[tuple[int, int, int, int]]]
 def ranked(best: Best, places: Places, after: Position | None, count: int) -> list[Ranked]:
     """Up to `count` hits after a position, best first; ties by folder, layer, component, ordinal.
 
-    Hits that come up anew between two pages shift none of those that follow.
+    What comes and goes between two pages changes the relevance of all that match by words: they go
+    on after the last page's last hit, wherever that is by now, or if it is gone, where it was.
     """
     seen = after.seen if after else 0
     count = min(count, MAX_HITS - seen)
@@ -81,11 +93,20 @@ def ranked(best: Best, places: Places, after: Position | None, count: int) -> li
             if place[0] >= 0
         ]
         hits.sort(key=lambda hit: hit.order)
+        begins = after is None
         if after is not None:
-            hits = [hit for hit in hits if hit.order > after.order]
-        if whole or len(hits) >= count:
+            last = next((hit for hit in hits if hit.order[1:] == after.order[1:]), None)
+            begins = last is not None
+            order = last.order if last else after.order
+            hits = [hit for hit in hits if hit.order > order]
+        if whole or (begins and len(hits) >= count):
             return hits[:count]
         limit = min(2 * limit, MAX_HITS + 1)
+
+
+def folder_key(path: str) -> bytes:
+    """What a folder is called in tokens, on all replicas."""
+    return hashlib.blake2b(path.encode("utf-8", "replace"), digest_size=8).digest()
 
 
 def fingerprint(*parts: object) -> bytes:
@@ -95,7 +116,9 @@ def fingerprint(*parts: object) -> bytes:
 
 def to_token(position: Position, request: bytes) -> str:
     """The token of the page after `position` of the request with that fingerprint."""
-    body = _LAYOUT.pack(_VERSION, request, *position.order, position.seen)
+    body = _LAYOUT.pack(
+        _VERSION, request, *position.order[:2], position.folder, *position.order[2:], position.seen
+    )
     return base64.urlsafe_b64encode(body + _check(body)).decode().rstrip("=")
 
 
@@ -116,13 +139,13 @@ def from_token(token: str, request: bytes) -> Position | None:
             "page_token is none of this service; give a next_page_token, or leave it empty.",
             field="page_token",
         )
-    _, of, relevance, folder, layer, component, ordinal, seen = _LAYOUT.unpack(body)
+    _, of, relevance, place, folder, layer, component, ordinal, seen = _LAYOUT.unpack(body)
     if of != request:
         raise InvalidArgument(
             "page_token is of another search: dataset, query, mode and filters must stay the same.",
             field="page_token",
         )
-    return Position((relevance, folder, layer, component, ordinal), seen)
+    return Position((relevance, place, layer, component, ordinal), seen, folder)
 
 
 def _check(body: bytes) -> bytes:

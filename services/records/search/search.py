@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,19 +31,21 @@ from services.records.search.paging import (
     Position,
     Ranked,
     fingerprint,
+    folder_key,
     from_token,
     to_token,
 )
-from services.records.search.scanner import Scanner
+from services.records.search.pending import PendingVectors
+from services.records.search.scanner import Scanner, path_of
 from services.records.storage.blobs import Blobs
 from services.records.storage.folders import Folder
-from shared.errors import FailedPrecondition, InvalidArgument, Unavailable
+from shared.errors import FailedPrecondition, InvalidArgument
 from shared.settings import Search as Settings
 
 _FIRST_EMBEDDING_SECONDS = 5.0
-_EMBED_AT_ONCE = 32
 _SEARCH_THREADS = 2
-_AFTER_FAILURE_SECONDS = 5.0
+_FLUSH_SECONDS = 5.0
+_NOTED_SECONDS = 1.0
 
 _Result = TypeVar("_Result")
 _log = structlog.get_logger(__name__)
@@ -103,28 +106,39 @@ class ExplanationSearch:
         self._searchers = ThreadPoolExecutor(_SEARCH_THREADS, thread_name_prefix="search")
         installed = settings.semantic and is_installed()
         self.embedder = embedder or (Embedder() if installed else None)
+        self._opened: ExplanationIndex | None = None
+        self._closing = False
         self._index: ExplanationIndex | None = None
         self._scanner: Scanner | None = None
         self._embed_now = asyncio.Event()
+        self._ready = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Build the index and keep it up to date while the block runs."""
-        tasks = [asyncio.create_task(self._keep_up_to_date())]
+        tasks = [
+            asyncio.create_task(self._keep_up_to_date()),
+            asyncio.create_task(self._keep_flushed()),
+        ]
         if self.embedder is not None:
             tasks.append(asyncio.create_task(self._keep_embedded()))
         try:
             yield
         finally:
+            self._closing = True
+            if self._opened is not None:
+                self._opened.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._scanner is not None:
+                await self._scanner.close()
             if self.embedder is not None:
                 await self.embedder.close()
-            self._searchers.shutdown(wait=True, cancel_futures=True)
-            if self._index is not None:
-                self._writer.submit(self._index.close)
-            self._writer.shutdown(wait=True)
+            # What runs in the threads ends before the index is closed, also one being loaded.
+            await asyncio.to_thread(self._searchers.shutdown, wait=True, cancel_futures=True)
+            await self._run(self._writer, self._close)
+            self._writer.shutdown()
 
     def changed(self, component: Component, folder: Folder) -> None:
         """Note that a component's explanations in a folder were written."""
@@ -162,25 +176,33 @@ class ExplanationSearch:
             # Explanations belong to configured datasets; or the index is only being opened.
             return Hits([], "", 0, 0, 0, dataset is None, 0)
         index, scanner = self._index, self._scanner
-        await scanner.flush()
+        flushed = await scanner.flush(dataset, seconds=_FLUSH_SECONDS)
         sources = scanner.sources(dataset)
         folders = list(sources.folders)
 
         def find() -> Hits:
-            numbers = tuple(scanner.number(folder) for folder in folders)
+            known_numbers = index.store.folders()
+            named = {
+                known_numbers[path]: folder
+                for folder in folders
+                if (path := path_of(folder)) in known_numbers
+            }
+            numbers = tuple(named)
+            keys = [folder_key(path_of(folder)) for folder in named.values()]
+            begin = after.among(keys) if after else None
             selection = Selection(numbers, query.layer_indices, query.min_score)
             count = query.page_size or DEFAULT_PAGE_SIZE
             if vector is None:
-                found, matches = index.search_text(query.text, selection, after, count + 1)
+                found, matches = index.search_text(query.text, selection, begin, count + 1)
             else:
-                found, matches = index.search_semantic(vector, selection, after, count + 1)
+                found, matches = index.search_semantic(vector, selection, begin, count + 1)
             documents = index.store.documents([each.id for each in found])
             page = self._page(found[:count], documents)
             last = after.seen if after else 0
             token = ""
             if page and len(found) > len(page) and last + len(page) < MAX_HITS:
-                token = to_token(Position(page[-1].order, last + len(page)), request)
-            named = dict(zip(numbers, folders, strict=True))
+                end = page[-1].order
+                token = to_token(Position(end, last + len(page), keys[end[1]]), request)
             known, embedded = index.count_of(numbers)
             unreadable = index.store.unreadable_files()
             return Hits(
@@ -193,7 +215,7 @@ class ExplanationSearch:
                 matches,
                 known,
                 embedded if query.semantic else known,
-                sources.read_through and (not query.semantic or embedded == known),
+                flushed and sources.read_through and (not query.semantic or embedded == known),
                 sum(unreadable.get(number, 0) for number in numbers),
             )
 
@@ -234,62 +256,74 @@ class ExplanationSearch:
         while True:
             try:
                 if self._index is None or self._scanner is None:
-                    index = await self._run(
-                        self._writer,
-                        lambda: ExplanationIndex(Path(folder) if folder else None, model),
-                    )
-                    await self._run(self._writer, index.load)
+                    index = await self._run(self._writer, self._open, folder, model)
                     self._scanner = Scanner(
                         index, self._blobs, self._registry.datasets, self._writer
                     )
                     self._index = index
+                    self._ready.set()
                 began = time.monotonic()
                 await self._scanner.scan()
-                self._measure(self._index)
                 _log.debug("explanations_scanned", seconds=time.monotonic() - began)
+            except sqlite3.Error as error:
+                # What was written down is searched; what came since is not.
+                if self._scanner is not None:
+                    self._scanner.mark_incomplete()
+                _log.warning("search_index_not_written", error=str(error))
             except Exception:  # noqa: BLE001
                 # Reads go on whatever becomes of the index.
                 _log.exception("search_index_failed")
             await asyncio.sleep(self._settings.rescan_seconds)
+
+    async def _keep_flushed(self) -> None:
+        """Read what was written soon, also where nobody searches, and measure."""
+        while True:
+            await asyncio.sleep(_NOTED_SECONDS)
+            if self._index is None or self._scanner is None:
+                continue
+            if not await self._scanner.flush(seconds=_FLUSH_SECONDS):
+                await asyncio.sleep(self._settings.rescan_seconds)
+            await self._run(self._writer, _measure, self._index)
+
+    def _open(self, folder: str | None, model: str) -> ExplanationIndex:
+        if self._opened is not None:
+            # One that failed while it was being loaded.
+            self._opened.close()
+            self._opened = None
+        index = self._opened = ExplanationIndex(Path(folder) if folder else None, model)
+        if self._closing:
+            index.stop()
+        index.load()
+        return index
+
+    def _close(self) -> None:
+        if self._opened is None:
+            return
+        try:
+            self._opened.close()
+        except sqlite3.Error as error:
+            _log.warning("search_index_not_written", error=str(error))
 
     async def _keep_embedded(self) -> None:
         assert self.embedder is not None
         # Starting the service is not the time to load a model, unless somebody asks for it.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._embed_now.wait(), _FIRST_EMBEDDING_SECONDS)
-        while True:
-            index = self._index
-            documents: list[Document] = []
-            try:
-                if index is not None:
-                    documents = await self._run(self._writer, index.pending, _EMBED_AT_ONCE)
-                if index is not None and documents:
-                    # Those of like length together: the model pads them to the longest.
-                    documents.sort(key=lambda document: len(document.text))
-                    vectors = await self.embedder.embed(
-                        [document.text for document in documents], for_query=False
-                    )
-                    await self._run(self._writer, index.embed, documents, vectors)
-                    self._measure(index)
-                    continue
-                await asyncio.sleep(0.5)
-            except Unavailable as error:
-                await asyncio.sleep(error.retry_after_seconds or _AFTER_FAILURE_SECONDS)
-            except Exception:  # noqa: BLE001
-                _log.exception("embedding_failed")
-                await asyncio.sleep(_AFTER_FAILURE_SECONDS)
-
-    @staticmethod
-    def _measure(index: ExplanationIndex) -> None:
-        known, embedded = index.count()
-        INDEXED_EXPLANATIONS.labels("text").set(known)
-        INDEXED_EXPLANATIONS.labels("semantic").set(embedded)
+        await self._ready.wait()
+        assert self._index is not None
+        await PendingVectors(self._index, self.embedder, self._writer).run()
 
     @staticmethod
     async def _run(
         executor: ThreadPoolExecutor, work: Callable[..., _Result], *arguments: object
     ) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+
+
+def _measure(index: ExplanationIndex) -> None:
+    known, embedded = index.count()
+    INDEXED_EXPLANATIONS.labels("text").set(known)
+    INDEXED_EXPLANATIONS.labels("semantic").set(embedded)
 
 
 def _check(query: Query) -> None:

@@ -6,6 +6,7 @@ did not change and embedding texts again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -73,18 +74,21 @@ class ExplanationStore:
         self._last_id: int = last or 0
 
     def close(self) -> None:
-        """Write down what is pending and let go of the folder."""
-        with self._lock:
+        """Write down what is pending and let go of the folder, also where the disk fails."""
+        with self._lock, contextlib.ExitStack() as stack:
+            stack.callback(self._let_go)
+            stack.callback(self._database.close)
             self._database.commit()
-            self._database.close()
-            if self._folder_lock is not None:
-                os.close(self._folder_lock)
-                self._folder_lock = None
 
     def commit(self) -> None:
         """Write down what was changed."""
         with self._lock:
             self._database.commit()
+
+    def rollback(self) -> None:
+        """Take back what was changed since it was written down last."""
+        with self._lock:
+            self._database.rollback()
 
     def folder(self, path: str) -> int:
         """Number of a folder, which it gets where it has none."""
@@ -220,6 +224,11 @@ class ExplanationStore:
             gone = [(key,) for key in known if key not in keys]
             if len(gone) > max(len(keys), 1000):
                 self._database.executemany("DELETE FROM vectors WHERE key = ?", gone)
+
+    def _let_go(self) -> None:
+        if self._folder_lock is not None:
+            os.close(self._folder_lock)
+            self._folder_lock = None
 
     def _remove(self, number: int) -> None:
         self._database.execute("DELETE FROM documents WHERE id = ?", (number,))
