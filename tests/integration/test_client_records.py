@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 import neuropil
+from neuropil.records import v1
+from neuropil.tensors import to_array, to_tensor
 from tests.load.processes import REPOSITORY, server
 
 DEMO = REPOSITORY / "data" / "demo"
@@ -20,7 +22,7 @@ NEURON = int(EXPLAINED.stem)
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[neuropil.Client]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The demo's records, and its explanations twice, of which the second time one is corrupt."""
     folder = tmp_path_factory.mktemp("deployment")
     shutil.copytree(DEMO / "explanations", folder / "again")
@@ -53,10 +55,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[neuropil.Client
     config = folder / "deployment.yaml"
     config.write_text(yaml.safe_dump(deployment))
     arguments = ("--config", str(config), "--port", "0", "--metrics-port", "0")
-    with (
-        server("services.records", *arguments) as (address, _),
-        neuropil.connect(records=address, timeout=20) as connected,
-    ):
+    with server("services.records", *arguments) as (running, _):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[neuropil.Client]:
+    with neuropil.connect(records=address, timeout=20) as connected:
         yield connected
 
 
@@ -219,3 +224,57 @@ def test_a_stored_explanation_is_read_with_its_simulation(client: neuropil.Clien
         "mlp_post_act", 1, index, explanation_dataset=target
     )
     assert kept.explanation.text == "words of winter"
+
+
+def test_a_stored_explanation_of_an_attention_head(client: neuropil.Client) -> None:
+    (_, target) = client.records.datasets()[0].explanation_dataset_paths
+    pairs = v1.AttentionSimulation(
+        tokens=["a", "b"],
+        token_pair_coordinates=to_tensor(np.array([[1, 0], [1, 1]])),
+        token_pair_labels=to_tensor(np.array([1, 0])),
+        predictions=to_tensor(np.array([0.75, 0.25])),
+    )
+    scored = v1.ScoredAttentionSimulation(attention_simulations=[pairs], roc_auc_score=1.0)
+    head = ("attn_write_norm", 1, 10**6 + 2)
+    assert not client.records.put_explanation(
+        *head, "looks back", scored, explanation_dataset=target
+    )
+    (kept,) = client.records.scored_simulations(*head, explanation_dataset=target)
+    assert (kept.explanation.text, kept.explanation.score) == ("looks back", 1.0)
+    (simulated,) = kept.scored_attention_simulation.attention_simulations
+    assert to_array(simulated.token_pair_coordinates).tolist() == [[1, 0], [1, 1]]
+    assert to_array(simulated.predictions).tolist() == [0.75, 0.25]
+    with pytest.raises(neuropil.NeuropilError, match="by token pair") as caught:
+        client.records.put_explanation(
+            "mlp_post_act", 1, 10**6 + 1, "looks back", scored, explanation_dataset=target
+        )
+    assert caught.value.field == "scored_attention_simulation"
+
+
+def test_a_batch_of_many_gives_each_as_it_is_alone(client: neuropil.Client) -> None:
+    components = [("mlp_post_act", layer, index) for layer in (0, 1) for index in range(200)]
+    records = list(client.records.batch(components, ["demo"], moments=True))
+    assert len(records) == 400
+    for component, record in list(zip(components, records, strict=True))[::37]:
+        alone = client.records.token_record(*component, ["demo"], moments=True)
+        assert isinstance(record, neuropil.TokenRecord)
+        assert (record.dataset, record.moments) == (alone.dataset, alone.moments)
+        for one, other in zip(record.top, alone.top, strict=True):
+            assert one.tokens == other.tokens
+            np.testing.assert_array_equal(one.activations, other.activations)
+
+
+def test_a_batch_need_not_be_read_to_its_end(client: neuropil.Client) -> None:
+    components = [("mlp_post_act", 0, index) for index in range(200)] * 50
+    for _ in range(5):
+        batch = client.records.batch(components, ["demo"])
+        assert isinstance(next(batch), neuropil.TokenRecord)
+        batch.close()
+    assert len(list(client.records.batch(components[:300], ["demo"]))) == 300
+
+
+def test_a_batch_in_messages_that_hold_little(address: str) -> None:
+    """A client that takes small messages only is sent one record a message."""
+    components = [("mlp_post_act", 0, index) for index in range(100)]
+    with neuropil.connect(records=address, message_bytes=100_000) as small:
+        assert len(list(small.records.batch(components, ["demo"]))) == 100

@@ -5,7 +5,7 @@
 ...     record = client.records.token_record("mlp_post_act", 0, 3, datasets=["demo"])
 """
 
-from neuropil._records import (
+from neuropil._record_types import (
     Explanation,
     SearchHit,
     TokenPairRecord,

@@ -4,110 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from neuropil.common import v1 as common
+from neuropil._record_types import (
+    Explanation,
+    SearchHit,
+    TokenPairRecord,
+    TokenRecord,
+    batch_outcome_of,
+    explanation_of,
+    search_hit_of,
+    token_pair_record_of,
+    token_record_of,
+)
 from neuropil.errors import NeuropilError, PartialAnswerWarning, translated
 from neuropil.names import component_id
 from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
-from neuropil.tensors import to_array
-
-Floats = NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True)
-class TokenSequence:
-    """A sequence with one activation a token."""
-
-    tokens: list[str]
-    activations: Floats
-    """[tokens], in the model's units."""
-    normalized_activations: Floats
-    """[tokens], 0 to 1, on the record's scale."""
-
-
-@dataclass(frozen=True)
-class TokenPairSequence:
-    """A sequence with one activation a token pair."""
-
-    tokens: list[str]
-    attended_to_cap: int
-    """Row i holds min(i + 1, cap) pairs."""
-    activations: Floats
-    """[pairs], rows of the lower triangle one after another, in the model's units."""
-
-    def matrix(self) -> Floats:
-        """[tokens, tokens] by attending and attended-to token; NaN where there is no pair."""
-        n = len(self.tokens)
-        rows, columns = np.tril_indices(n)
-        held = columns < self.attended_to_cap
-        square = np.full((n, n), np.nan, dtype=self.activations.dtype)
-        square[rows[held], columns[held]] = self.activations
-        return square
-
-
-@dataclass(frozen=True)
-class TokenRecord:
-    """What was recorded of a component by token."""
-
-    dataset: str
-    max_activation: float
-    top: list[TokenSequence]
-    """The most activating sequences, strongest first."""
-    random: list[TokenSequence]
-    quantiles: list[list[TokenSequence]]
-    quantile_boundaries: list[float]
-    moments: dict[str, float]
-    """mean, variance, skewness and kurtosis, where they are known."""
-
-
-@dataclass(frozen=True)
-class TokenPairRecord:
-    """What was recorded of a component by token pair."""
-
-    dataset: str
-    max_activation: float
-    top: list[TokenPairSequence]
-    random: list[TokenPairSequence]
-    quantiles: list[list[TokenPairSequence]]
-    quantile_boundaries: list[float]
-    moments: dict[str, float]
-    """mean, variance, skewness and kurtosis, where they are known."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What makes a component active."""
-
-    text: str
-    score: float | None
-    """The preferred score; None where it is undefined."""
-    dataset_name: str
-
-
-@dataclass(frozen=True)
-class SearchHit:
-    """An explanation that matches a text."""
-
-    layer_index: int
-    component_index: int
-    explanation: Explanation
-    relevance: float
-    """Higher is better, comparable within one search."""
 
 
 class RecordsClient:
     """The record reader."""
 
-    def __init__(self, stub: v1.RecordReaderStub, timeout: float) -> None:
+    def __init__(
+        self, stub: v1.RecordReaderStub, timeout: float, *, records_per_message: int = 1
+    ) -> None:
         self.stub = stub
         """The generated stub, for what this class doesn't cover."""
         self._timeout = timeout
+        self._records_per_message = records_per_message
 
     def datasets(self) -> list[v1.Dataset]:
         """The datasets of the deployment."""
@@ -168,7 +92,7 @@ class RecordsClient:
         )
         with translated():
             answer = self.stub.GetTokenRecord(request, timeout=self._timeout)
-        return _token_record(answer)
+        return token_record_of(answer)
 
     def token_pair_record(
         self,
@@ -192,7 +116,7 @@ class RecordsClient:
         )
         with translated():
             answer = self.stub.GetTokenPairRecord(request, timeout=self._timeout)
-        return _token_pair_record(answer)
+        return token_pair_record_of(answer)
 
     def batch(
         self,
@@ -215,17 +139,17 @@ class RecordsClient:
             components=[component_id(*component) for component in components],
             datasets=datasets,
             view=v1.RecordView(include_quantile_samples=quantiles, include_moments=moments),
+            max_records_per_message=self._records_per_message,
         )
         with translated():
-            for item in self.stub.BatchGetRecords(request, timeout=self._timeout):
-                match item.WhichOneof("outcome"):
-                    case "token_record":
-                        yield _token_record(item.token_record)
-                    case "token_pair_record":
-                        yield _token_pair_record(item.token_pair_record)
-                    case _:
-                        failure = item.failure
-                        yield NeuropilError(failure.code, failure.message, reason=failure.reason)
+            call = self.stub.BatchGetRecords(request, timeout=self._timeout)
+            try:
+                for message in call:
+                    yield batch_outcome_of(message)
+                    yield from map(batch_outcome_of, message.following)
+            finally:
+                # Who reads no further lets the service stop too.
+                call.cancel()
 
     def scored_simulations(
         self,
@@ -247,7 +171,11 @@ class RecordsClient:
             explanation_dataset=explanation_dataset,
         )
         with translated():
-            yield from self.stub.GetScoredSimulations(request, timeout=self._timeout)
+            call = self.stub.GetScoredSimulations(request, timeout=self._timeout)
+            try:
+                yield from call
+            finally:
+                call.cancel()
 
     def put_explanation(
         self,
@@ -255,23 +183,28 @@ class RecordsClient:
         layer_index: int | None,
         component_index: int,
         explanation: str,
-        scored_simulation: simulation.ScoredSimulation,
+        scored_simulation: simulation.ScoredSimulation | v1.ScoredAttentionSimulation,
         *,
         explanation_dataset: str,
     ) -> bool:
-        """Store an explanation with the simulation that scores it, by token.
+        """Store an explanation with the simulation that scores it.
 
+        An attention head, as any component by token pair, may have a `ScoredAttentionSimulation`.
         Returns whether one of the same text was replaced. Other explanations of the component stay.
 
         Raises:
-            NeuropilError: INVALID_ARGUMENT for a dataset that is not configured, for example.
+            NeuropilError: INVALID_ARGUMENT for a dataset that is not configured, for example, or
+                for token pairs of a component by token.
         """
         request = v1.PutExplanationRequest(
             component=component_id(derived_scalar_type, layer_index, component_index),
             explanation_dataset=explanation_dataset,
             explanation=explanation,
-            scored_simulation=scored_simulation,
         )
+        if isinstance(scored_simulation, v1.ScoredAttentionSimulation):
+            request.scored_attention_simulation.CopyFrom(scored_simulation)
+        else:
+            request.scored_simulation.CopyFrom(scored_simulation)
         with translated():
             return self.stub.PutExplanation(request, timeout=self._timeout).replaced
 
@@ -300,14 +233,7 @@ class RecordsClient:
         for failure in answer.failures:
             text = f"explanations of {failure.dataset} are missing: {failure.message}"
             warnings.warn(text, PartialAnswerWarning, stacklevel=2)
-        return [
-            Explanation(
-                text=each.text,
-                score=each.score if each.HasField("score") else None,
-                dataset_name=each.dataset_name,
-            )
-            for each in answer.explanations
-        ]
+        return [explanation_of(each) for each in answer.explanations]
 
     def search(
         self,
@@ -344,7 +270,7 @@ class RecordsClient:
             request.page_size = min(limit - len(hits), 1000)
             with translated():
                 page = self.stub.SearchExplanations(request, timeout=self._timeout)
-            hits += [_search_hit(hit) for hit in page.hits]
+            hits += [search_hit_of(hit) for hit in page.hits]
             complete = complete and page.index.complete
             request.page_token = page.next_page_token
             if not page.next_page_token:
@@ -353,86 +279,3 @@ class RecordsClient:
             text = f"the search index of {dataset} is still being built: hits may be missing"
             warnings.warn(text, PartialAnswerWarning, stacklevel=2)
         return hits
-
-
-def _search_hit(hit: v1.SearchHit) -> SearchHit:
-    explanation = hit.explanation
-    return SearchHit(
-        layer_index=hit.component.layer_index,
-        component_index=hit.component.component_index,
-        explanation=Explanation(
-            text=explanation.text,
-            score=explanation.score if explanation.HasField("score") else None,
-            dataset_name=explanation.dataset_name,
-        ),
-        relevance=hit.relevance,
-    )
-
-
-def _token_record(answer: v1.GetTokenRecordResponse) -> TokenRecord:
-    return TokenRecord(
-        dataset=answer.dataset,
-        max_activation=answer.max_activation,
-        top=split_sequences(answer.top_sequences),
-        random=split_sequences(answer.random_sequences),
-        quantiles=[split_sequences(each) for each in answer.quantile_sequences],
-        quantile_boundaries=list(answer.quantile_boundaries),
-        moments={field.name: value for field, value in answer.moments.ListFields()},
-    )
-
-
-def _token_pair_record(answer: v1.GetTokenPairRecordResponse) -> TokenPairRecord:
-    return TokenPairRecord(
-        dataset=answer.dataset,
-        max_activation=answer.max_activation,
-        top=split_pair_sequences(answer.top_sequences),
-        random=split_pair_sequences(answer.random_sequences),
-        quantiles=[split_pair_sequences(each) for each in answer.quantile_sequences],
-        quantile_boundaries=list(answer.quantile_boundaries),
-        moments={field.name: value for field, value in answer.moments.ListFields()},
-    )
-
-
-def split_sequences(columns: common.TokenSequences) -> list[TokenSequence]:
-    """The sequences of a message, one by one; their arrays are views of the message's."""
-    if not columns.sequence_lengths:
-        return []
-    ends = np.cumsum(columns.sequence_lengths, dtype=np.int64)[:-1]
-    activations = np.split(to_array(columns.activations), ends)
-    normalized = np.split(to_array(columns.normalized_activations), ends)
-    return [
-        TokenSequence(tokens, values, scaled)
-        for tokens, values, scaled in zip(
-            _split_tokens(columns.tokens, columns.sequence_lengths),
-            activations,
-            normalized,
-            strict=False,
-        )
-    ]
-
-
-def split_pair_sequences(columns: common.TokenPairSequences) -> list[TokenPairSequence]:
-    """The sequences of a message, one by one; their arrays are views of the message's."""
-    if not columns.sequence_lengths:
-        return []
-    lengths = np.asarray(columns.sequence_lengths, dtype=np.int64)
-    caps = np.asarray(columns.attended_to_caps, dtype=np.int64)
-    over = lengths - caps
-    pairs = lengths * (lengths + 1) // 2 - over * (over + 1) // 2
-    activations = np.split(to_array(columns.activations), np.cumsum(pairs)[:-1])
-    return [
-        TokenPairSequence(tokens, int(cap), values)
-        for tokens, cap, values in zip(
-            _split_tokens(columns.tokens, columns.sequence_lengths),
-            caps,
-            activations,
-            strict=False,
-        )
-    ]
-
-
-def _split_tokens(tokens: Sequence[str], lengths: Sequence[int]) -> Iterator[list[str]]:
-    start = 0
-    for length in lengths:
-        yield list(tokens[start : start + length])
-        start += length

@@ -8,10 +8,12 @@ from typing import Self
 from neuropil._records import RecordsClient
 from neuropil._scalars import ScalarsClient
 from neuropil._simulation import SimulationClient
-from neuropil.channel import DEFAULT_MESSAGE_BYTES, open_channel
+from neuropil.channel import DEFAULT_MESSAGE_BYTES, MEBIBYTE, open_channel
 from neuropil.records.v1 import RecordReaderStub
 from neuropil.scalars.v1 import DerivedScalarsStub
 from neuropil.simulation.v1 import SimulationStub
+
+_RECORDS_PER_MESSAGE = 64
 
 
 class Client:
@@ -37,7 +39,12 @@ class Client:
             open_channel(address, message_bytes=message_bytes)
             for address in (records, scalars, simulation)
         ]
-        self.records = RecordsClient(RecordReaderStub(self._channels[0]), timeout)
+        # A message that holds several records has at most 1 MiB.
+        self.records = RecordsClient(
+            RecordReaderStub(self._channels[0]),
+            timeout,
+            records_per_message=_RECORDS_PER_MESSAGE if message_bytes >= MEBIBYTE else 1,
+        )
         """Records and explanations."""
         self.scalars = ScalarsClient(DerivedScalarsStub(self._channels[1]), timeout)
         """Derived scalars."""
