@@ -86,7 +86,7 @@ bench: setup ## Measure speed as ratios within one run
 
 .PHONY: bench-records
 bench-records: setup ## Measure reads of records against their targets
-	$(BIN)/python -m tests.load.bench records
+	$(BIN)/python -m tests.load.bench records redis-client
 
 .PHONY: fuzz
 fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new inputs are kept
@@ -104,10 +104,6 @@ load-records: setup ## Many kinds of user at once: HOST=, USERS=, RATE= (a secon
 .PHONY: soak-records
 soak-records: setup ## 200,000 reads of all kinds: does the record service keep its size?
 	$(BIN)/python -m tests.load.soak
-
-.PHONY: fuzz
-fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new inputs are kept
-	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --keep
 
 .PHONY: clean
 clean: ## Remove everything that make made, but not report/

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.load import gateway_bench, records_bench
+from tests.load import gateway_bench, records_bench, redis_client_bench
 
 
 async def test_the_record_reader_is_measured() -> None:
@@ -25,3 +25,9 @@ async def test_the_gateway_is_measured() -> None:
     text = "\n".join(await gateway_bench.measure(scale=0.01))
     assert text.count("records cold") == 2
     assert "beside one client" in text
+
+
+async def test_clients_of_redis_are_measured() -> None:
+    text = "\n".join(await redis_client_bench.measure(seconds=0.001))
+    for name in redis_client_bench.CLIENTS:
+        assert text.count(f"| {name} |") == 4

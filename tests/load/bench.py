@@ -12,10 +12,17 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from tests.load import gateway_bench, records_bench, scalars_bench, simulation_bench
+from tests.load import (
+    gateway_bench,
+    records_bench,
+    redis_client_bench,
+    scalars_bench,
+    simulation_bench,
+)
 
 SECTIONS: dict[str, Callable[[], Awaitable[list[str]]]] = {
     "records": records_bench.measure,
+    "redis-client": redis_client_bench.measure,
     "scalars": scalars_bench.measure,
     "simulation": simulation_bench.measure,
     "gateway": gateway_bench.measure,
