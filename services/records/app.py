@@ -12,13 +12,14 @@ from neuropil.channel import MEBIBYTE
 from neuropil.records import v1
 from services.records.caching.replies import ReplyCache
 from services.records.caching.shared_cache import SharedCache
+from services.records.components import Component
 from services.records.convert import encoders
 from services.records.datasets import DatasetRegistry
 from services.records.reading import RecordReader
 from services.records.search.search import ExplanationSearch
 from services.records.service import RecordReaderService
 from services.records.storage.blobs import Blobs
-from services.records.storage.folders import is_remote
+from services.records.storage.folders import Folder, is_remote
 from services.records.storage.writing import ExplanationWriter
 from shared.rpc.server import RpcService
 from shared.settings import Deployment
@@ -39,7 +40,6 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
     if url is None:
         _log.info("no_shared_cache", detail="cache.url is not set; replies are kept in memory only")
     blobs = Blobs(deployment.storage)
-    writer = ExplanationWriter(blobs)
     reader = RecordReader(
         DatasetRegistry(deployment.datasets, deployment.allowed_path_prefixes),
         blobs,
@@ -54,10 +54,19 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
         deployment.search,
         max_reply_bytes=deployment.limits.message_megabytes * MEBIBYTE,
     )
+
+    async def changed(component: Component, folder: Folder) -> None:
+        await reader.forget_explanations(component, folder)
+        search.changed(component, folder)
+
+    writer = ExplanationWriter(blobs, changed)
     try:
         async with search.running():
             service = RecordReaderService(reader, writer, search)
-            yield [RpcService(SERVICE, service, service.kept_replies)]
+            try:
+                yield [RpcService(SERVICE, service, service.kept_replies)]
+            finally:
+                await writer.close()
     finally:
         await reader.close()
         blobs.close()

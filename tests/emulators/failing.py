@@ -110,25 +110,29 @@ def handler_of(store: Store) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+WHOLE = f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}"
+
+
 def whole(handler: Any) -> None:
-    handler.send(206, CONTENT, Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
+    handler.send(206, CONTENT, Content_Range=WHOLE)
 
 
 def truncated(handler: Any) -> None:
-    handler.send(206, CONTENT[:3], len(CONTENT))
+    handler.send(206, CONTENT[:3], len(CONTENT), Content_Range=WHOLE)
     handler.close_connection = True
 
 
 def too_short_a_range(handler: Any) -> None:
-    handler.send(206, CONTENT[:3], Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
+    handler.send(206, CONTENT[:3], Content_Range=WHOLE)
 
 
 def more_than_asked_for(handler: Any) -> None:
-    handler.send(206, b"x" * (5 * 2**20))
+    handler.send(206, b"x" * (5 * 2**20), Content_Range=WHOLE)
 
 
 def endless(handler: Any) -> None:
     handler.send_response(206)
+    handler.send_header("Content-Range", WHOLE)
     handler.send_header("Connection", "close")
     handler.end_headers()
     handler.close_connection = True
@@ -137,7 +141,7 @@ def endless(handler: Any) -> None:
 
 
 def dripping(handler: Any) -> None:
-    handler.send(206, b"", 1000)
+    handler.send(206, b"", 1000, Content_Range="bytes 0-999/1000")
     while True:
         handler.wfile.write(b"x")
         time.sleep(0.05)
@@ -153,7 +157,7 @@ def babbling(handler: Any) -> None:
 
 
 BEHAVIOURS: dict[str, Callable[[Any], None]] = {
-    "announces-too-much": lambda handler: handler.send(206, CONTENT, 10**12),
+    "announces-too-much": lambda handler: handler.send(206, CONTENT, 10**12, Content_Range=WHOLE),
     "dripping": dripping,
     "endless": endless,
     "more-than-asked-for": more_than_asked_for,

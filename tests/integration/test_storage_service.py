@@ -21,6 +21,7 @@ from neuropil.names import component_id
 from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array, to_tensor
+from services.records.storage.local import LOCK_FILE
 from shared.formats.decoding import decode_simulation_results
 from shared.formats.encoding import encode
 from shared.formats.records import ActivationRecord, NeuronId, NeuronRecord
@@ -283,6 +284,6 @@ async def test_a_service_that_is_killed_leaves_whole_files(
 
 
 def assert_one_whole_file(layer: Path) -> None:
-    assert [path.name for path in layer.iterdir()] == ["0.jsonl"]
+    assert sorted(path.name for path in layer.iterdir()) == [LOCK_FILE, "0.jsonl"]
     results = decode_simulation_results((layer / "0.jsonl").read_bytes(), "0.jsonl")
     assert isinstance(results, NeuronSimulationResults)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.records.datasets import DatasetRegistry
+from services.records.storage import local
 from services.records.storage.blobs import FileStore
 from services.records.storage.folders import Folder
 from shared.errors import ConfigurationError, DataLoss, InvalidArgument, NeuropilError
@@ -272,6 +273,38 @@ def test_links_out_of_the_root_are_refused(world: World, name: str) -> None:
     assert caught.value.reason == "PATH_NOT_ALLOWED"
     assert "secret" not in caught.value.message
     assert touched == []
+
+
+def test_a_link_that_is_swapped_in_after_the_check_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    really = local.real_path
+
+    def resolved(folder: Folder, relative: str) -> str:
+        path = really(folder, relative)
+        layer = Path(path).parent
+        if not layer.is_symlink():
+            layer.rename(layer.with_name("away"))
+            layer.symlink_to(world.secret / "0")
+        return path
+
+    folder = Folder.trusted(str(world.root))
+    assert world.store.read(folder, FILE) == b"content"
+    monkeypatch.setattr(local, "real_path", resolved)
+    before = sorted(path.name for path in (world.secret / "0").iterdir())
+    calls: list[Callable[[], object]] = [
+        lambda: world.store.read(folder, FILE),
+        lambda: world.store.update(folder, "0/1.jsonl", lambda _: b"written", seconds=1.0),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgument) as caught:
+            call()
+        assert caught.value.reason == "PATH_NOT_ALLOWED"
+        (world.root / "0").unlink()
+        (world.root / "away").rename(world.root / "0")
+    assert (world.secret / "0" / "1.jsonl").read_text() == "content"
+    assert set(os.listdir(world.secret / "0")) <= {*before, local.LOCK_FILE}
 
 
 def test_what_is_no_file_is_not_even_opened(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

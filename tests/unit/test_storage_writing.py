@@ -20,9 +20,10 @@ from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_tensor
 from services.records.components import Component
 from services.records.simulation_messages import stored_explanation
-from services.records.storage import conditional, local, remote
+from services.records.storage import conditional, local
 from services.records.storage.blobs import Blobs
 from services.records.storage.folders import Folder
+from services.records.storage.local import LOCK_FILE
 from services.records.storage.writing import ExplanationWriter
 from shared.errors import (
     DataLoss,
@@ -41,6 +42,7 @@ from shared.formats.simulations import (
 )
 from shared.settings import Storage
 from tests.emulators.azurite import Azurite
+from tests.emulators.failing import Store
 
 COMPONENT = Component("mlp_post_act", 3, 5)
 FILE = "3/5.jsonl"
@@ -53,6 +55,10 @@ def scored(text: str, score: float | None = 0.5) -> ScoredExplanation:
 def scored_pairs(text: str) -> ScoredAttentionExplanation:
     pairs = [AttentionSimulation(["a", "b"], (1, 0), 1, 0.75)]
     return ScoredAttentionExplanation(text, ScoredAttentionSimulation(pairs, 0.5))
+
+
+async def nobody(component: Component, folder: Folder) -> None:
+    """Wants to know nothing of what was written."""
 
 
 @pytest.fixture
@@ -69,7 +75,7 @@ def blobs() -> Iterator[Blobs]:
 
 @pytest.fixture
 def writer(blobs: Blobs) -> ExplanationWriter:
-    return ExplanationWriter(blobs)
+    return ExplanationWriter(blobs, nobody)
 
 
 def leave(folder: Folder, relative: str, content: bytes) -> None:
@@ -117,7 +123,7 @@ async def test_a_corrupt_file_is_left(
 
 async def test_a_file_never_grows_over_what_can_be_read(folder: Folder) -> None:
     small = Blobs(max_bytes=600)
-    writer = ExplanationWriter(small)
+    writer = ExplanationWriter(small, nobody)
     with pytest.raises(ResourceExhausted) as caught:
         for number in range(10):
             await writer.put(COMPONENT, folder, scored(f"{number} " + "x" * 50))
@@ -133,7 +139,7 @@ async def test_what_a_killed_writer_leaves_is_used_again(
     leave(folder, "3/.5.jsonl.tmp", b"half of what was to be written, and more" * 100)
     assert list(await blobs.indices(folder, "3", ".jsonl") or ()) == [5]
     await writer.put(COMPONENT, folder, scored("b"))
-    assert os.listdir(f"{folder.path}/3") == ["5.jsonl"]
+    assert sorted(os.listdir(f"{folder.path}/3")) == [LOCK_FILE, "5.jsonl"]
     assert [text for text, _ in texts(await blobs.read(folder, FILE))] == ["a", "b"]
 
 
@@ -141,7 +147,7 @@ async def test_a_lock_that_is_kept_ends_the_call(
     writer: ExplanationWriter, blobs: Blobs, folder: Folder
 ) -> None:
     await writer.put(COMPONENT, folder, scored("a"))
-    handle = os.open(Path(folder.path, "3"), os.O_RDONLY)
+    handle = os.open(Path(folder.path, "3", LOCK_FILE), os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         with pytest.raises(Unavailable) as caught:
@@ -174,6 +180,59 @@ async def test_a_folder_that_can_not_be_written_to(
     assert "secret" not in caught.value.message
 
 
+async def test_a_write_is_finished_and_told_although_its_caller_goes(
+    blobs: Blobs, folder: Folder
+) -> None:
+    """Else the caches would answer for a day what it has replaced."""
+    told: list[str] = []
+
+    async def changed(component: Component, folder: Folder) -> None:
+        told.append(component.explanation_file)
+
+    writer = ExplanationWriter(blobs, changed)
+    await writer.put(COMPONENT, folder, scored("a"))
+    handle = os.open(Path(folder.path, "3", LOCK_FILE), os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    call = asyncio.create_task(writer.put(COMPONENT, folder, scored("b")))
+    await asyncio.sleep(0.1)
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+    assert told == [FILE]
+    os.close(handle)
+    await writer.close()
+    assert told == [FILE, FILE]
+    assert [text for text, _ in texts(await blobs.read(folder, FILE))] == ["a", "b"]
+
+
+async def test_a_write_that_fails_is_told_too(folder: Folder) -> None:
+    told: list[str] = []
+
+    async def changed(component: Component, folder: Folder) -> None:
+        told.append(component.explanation_file)
+
+    made = Blobs(Storage(azure_endpoint="http://127.0.0.1:9", retries=0))
+    with pytest.raises(Unavailable):
+        writer = ExplanationWriter(made, changed)
+        await writer.put(COMPONENT, Folder.trusted("az://nobody1/box"), scored("a"))
+    assert told == [FILE]
+    made.close()
+
+
+async def test_a_store_that_hangs_is_no_rival(folder: Folder, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "a2V5")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
+    store = Store()
+    store.hanging_hosts = {"hangs2"}
+    made = Blobs(store.settings(timeout_seconds=0.5))
+    with pytest.raises(Unavailable) as caught:
+        writer = ExplanationWriter(made, nobody)
+        await writer.put(COMPONENT, Folder.trusted("az://hangs2/box"), scored("a"))
+    assert caught.value.reason == "STORAGE_UNAVAILABLE"
+    store.close()
+    made.close()
+
+
 @pytest.fixture
 def blob_folder(azurite: Azurite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Folder:
     for variable, value in azurite.environment.items():
@@ -186,7 +245,7 @@ async def test_a_write_whose_answer_is_lost_is_not_repeated(
     azurite: Azurite, blob_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Blobs(Storage(azure_endpoint=azurite.endpoint))
-    writer = ExplanationWriter(made)
+    writer = ExplanationWriter(made, nobody)
     really, calls = conditional.put, list[str]()
 
     def put(context: Any, path: str, **options: Any) -> bool:
@@ -194,7 +253,7 @@ async def test_a_write_whose_answer_is_lost_is_not_repeated(
         assert really(context, path, **options)
         raise blobfile.RequestFailure("lost", "PUT", 0, None, None)
 
-    monkeypatch.setattr(remote.conditional, "put", put)
+    monkeypatch.setattr(conditional, "put", put)
     assert not await writer.put(COMPONENT, blob_folder, scored("a")), "it replaced only itself"
     assert len(calls) == 1
     assert texts(await made.read(blob_folder, FILE)) == [("a", 0.5)]
@@ -205,13 +264,13 @@ async def test_rivals_that_are_always_faster_end_the_call(
     azurite: Azurite, blob_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Blobs(Storage(azure_endpoint=azurite.endpoint, timeout_seconds=1.0))
-    writer = ExplanationWriter(made)
+    writer = ExplanationWriter(made, nobody)
     really = conditional.put
-    monkeypatch.setattr(remote.conditional, "put", lambda *given, **options: False)
+    monkeypatch.setattr(conditional, "put", lambda *given, **options: False)
     with pytest.raises(Unavailable) as caught:
         await asyncio.wait_for(writer.put(COMPONENT, blob_folder, scored("a")), 30)
     assert caught.value.reason == "WRITE_CONFLICT"
-    monkeypatch.setattr(remote.conditional, "put", really)
+    monkeypatch.setattr(conditional, "put", really)
     assert not await writer.put(COMPONENT, blob_folder, scored("a"))
     made.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -38,10 +38,14 @@ MAX_ENTRIES = 1_000_000
 
 # All listings that are kept together, in entries of eight bytes.
 _KEPT_ENTRIES = 4 * MAX_ENTRIES
+# What a key takes, which there is for a missing folder too.
+_KEY_ENTRIES = 64
 # Writers wait for one another: they are kept apart from readers, and few.
 _WRITE_THREADS = 4
 
 _Result = TypeVar("_Result")
+
+_NOT_KEPT = array("q")
 
 
 class FileStore:
@@ -178,12 +182,16 @@ class Blobs:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._under_way: set[Operation] = set()
         self._listings: TTLCache[tuple[str, ...], array[int] | None] = TTLCache(
-            _KEPT_ENTRIES, LISTING_SECONDS, getsizeof=lambda listing: len(listing or ()) + 1
+            _KEPT_ENTRIES,
+            LISTING_SECONDS,
+            getsizeof=lambda listing: len(listing or ()) + _KEY_ENTRIES,
         )
         self._folders: TTLCache[tuple[str, ...], tuple[float, list[str]]] = TTLCache(
-            _KEPT_ENTRIES, STALE_SECONDS, getsizeof=lambda known: len(known[1]) + 1
+            _KEPT_ENTRIES, STALE_SECONDS, getsizeof=lambda known: len(known[1]) + _KEY_ENTRIES
         )
         self._listing: dict[tuple[str, ...], asyncio.Task[array[int] | None]] = {}
+        # How many files were written: what was listed meanwhile may lack them.
+        self._changes = 0
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def read(self, folder: Folder, relative: str) -> bytes | None:
@@ -205,7 +213,7 @@ class Blobs:
             return await self._run("listed", self.store.folders, folder, relative)
         key = (folder.path, relative)
         known = self._folders.get(key)
-        now = asyncio.get_running_loop().time()
+        now, changes = asyncio.get_running_loop().time(), self._changes
         if known is not None and now - known[0] < LISTING_SECONDS:
             return known[1]
         try:
@@ -214,7 +222,8 @@ class Blobs:
             if known is None:
                 raise
             return known[1]
-        self._folders[key] = (now, found)
+        if changes == self._changes:
+            self._folders[key] = (now, found)
         return found
 
     async def files(self, folder: Folder, relative: str = "") -> list[str] | None:
@@ -228,8 +237,10 @@ class Blobs:
     async def indices(self, folder: Folder, relative: str, suffix: str) -> array[int] | None:
         """As `FileStore.indices`, as it is now or was in the last `LISTING_SECONDS`."""
         key = (folder.path, folder.root, relative, suffix)
-        if key in self._listings:
-            return self._listings[key]
+        # One look: between two an entry may grow old.
+        kept = self._listings.get(key, _NOT_KEPT)
+        if kept is not _NOT_KEPT:
+            return kept
         task = self._listing.get(key)
         if task is None:
             task = asyncio.create_task(self._list(key, folder, relative, suffix))
@@ -240,19 +251,26 @@ class Blobs:
     async def update(
         self, folder: Folder, relative: str, change: Callable[[bytes | None], bytes]
     ) -> None:
-        """As `FileStore.update`; writers of the same file take turns here already."""
+        """As `FileStore.update`; writers of the same file take turns here already.
+
+        Both together take the time of one operation. A local file's disk is waited for longer.
+        """
         path = f"{folder.path.rstrip('/')}/{relative}"
         lock = self._writing.setdefault(path, asyncio.Lock())
+        end = asyncio.get_running_loop().time() + self._seconds
         try:
-            async with asyncio.timeout(self._seconds) as time, lock:
-                left = (time.when() or 0.0) - asyncio.get_running_loop().time()
-                work = partial(self.store.update, seconds=left)
-                await self._run("written", work, folder, relative, change)
+            async with asyncio.timeout_at(end):
+                await lock.acquire()
         except TimeoutError as error:
             raise write_conflict(folder.file_name(relative)) from error
-        for listings in (self._listings, self._folders):
-            for key in [key for key in listings if path.startswith(key[0])]:
-                listings.pop(key, None)
+        try:
+            left = max(0.0, end - asyncio.get_running_loop().time())
+            work = partial(self.store.update, seconds=left)
+            await self._run("written", work, folder, relative, change, seconds=left)
+        finally:
+            lock.release()
+            # A write that failed may have happened.
+            self._forget_listings(path)
 
     def close(self) -> None:
         """End the threads: what local files are read or written for is finished."""
@@ -261,8 +279,17 @@ class Blobs:
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _forget_listings(self, path: str) -> None:
+        self._changes += 1
+        kept: tuple[MutableMapping[tuple[str, ...], Any], ...]
+        kept = (self._listings, self._folders, self._listing)
+        for listings in kept:
+            for key in [key for key in listings if path.startswith(key[0])]:
+                listings.pop(key, None)
+
     def _listed(self, key: tuple[str, ...], task: asyncio.Task[array[int] | None]) -> None:
-        self._listing.pop(key, None)
+        if self._listing.get(key) is task:
+            del self._listing[key]
         if not task.cancelled():
             # All who waited may have gone.
             task.exception()
@@ -281,8 +308,10 @@ class Blobs:
     async def _list(
         self, key: tuple[str, ...], folder: Folder, relative: str, suffix: str
     ) -> array[int] | None:
+        changes = self._changes
         found = await self._run("listed", self.store.indices, folder, relative, suffix)
-        self._listings[key] = found
+        if changes == self._changes:
+            self._listings[key] = found
         return found
 
     async def _run(
@@ -292,6 +321,7 @@ class Blobs:
         folder: Folder,
         relative: str,
         *arguments: Any,
+        seconds: float | None = None,
     ) -> _Result:
         loop = asyncio.get_running_loop()
         writes = doing == "written"
@@ -307,7 +337,8 @@ class Blobs:
             f"{host} write" if writes else host,
             _WRITE_THREADS if writes else self._threads_per_store,
         )
-        operation = Operation(self._seconds)
+        seconds = self._seconds if seconds is None else seconds
+        operation = Operation(seconds)
 
         def run() -> _Result:
             with operation.entered():
@@ -315,7 +346,7 @@ class Blobs:
 
         self._under_way.add(operation)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 return await loop.run_in_executor(pool, run)
         except TimeoutError as error:
             raise failure(name, GivenUp(), doing) from error

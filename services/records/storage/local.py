@@ -33,6 +33,14 @@ _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST_PAUSE_SECONDS = 0.02
 
+LOCK_FILE = ".lock"
+"""What writers of a folder lock. A network file system would lock the folder itself on one machine
+only, and a file that is not open for writing not at all."""
+
+_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# Where the system tells what a handle was opened at.
+_HANDLES = "/proc/self/fd"
+
 _Result = TypeVar("_Result")
 
 
@@ -57,6 +65,7 @@ def read(folder: Folder, relative: str, max_bytes: int) -> bytes | None:
             raise corrupt(name, "is a link in a circle") from error
         raise failure(name, error) from error
     try:
+        _check_opened(handle, folder, name)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise corrupt(name, "is no file")
@@ -107,8 +116,8 @@ def update(
     # Checked before any folder is made, and resolved: links inside may lead elsewhere.
     path = Path(real_path(folder, relative))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent, folder.file_name(relative), time.monotonic() + seconds):
+        _make(path.parent)
+        with _locked(path.parent, time.monotonic() + seconds, folder, relative):
             write_atomically(path, change(read(folder, relative, max_bytes)), alone=True)
     except OSError as error:
         if refused(error):
@@ -155,10 +164,37 @@ def _entries(entries: Iterable[os.DirEntry[str]], states: bool) -> Iterator[Entr
                 yield Entry(entry.name, entry.is_dir())
 
 
-@contextmanager
-def _locked(folder: Path, name: str, deadline: float) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _check_opened(handle: int, folder: Folder, name: str) -> None:
+    """InvalidArgument where a link was swapped in after its path was resolved."""
     try:
+        opened = os.readlink(f"{_HANDLES}/{handle}")
+    except OSError:
+        return
+    # One that was replaced meanwhile is called so, with " (deleted)" after its name.
+    if not (is_within(opened, folder.root) or is_within(opened, os.path.realpath(folder.root))):
+        raise outside(name)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, so that they outlive a crash."""
+    if folder.is_dir():
+        return
+    _make(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    handle = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(place: Path, deadline: float, folder: Folder, relative: str) -> Iterator[None]:
+    name = folder.file_name(relative)
+    handle = os.open(place / LOCK_FILE, _LOCK, 0o666)
+    try:
+        _check_opened(handle, folder, name)
         # A lock that is waited for could not be given up when the time is over.
         while not _lock(handle):
             if time.monotonic() > deadline:

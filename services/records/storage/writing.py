@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 from services.records.components import Component
 from services.records.explanations import decode
 from services.records.storage.blobs import Blobs
@@ -20,14 +23,24 @@ from shared.formats.simulations import (
 
 Scored = ScoredExplanation | ScoredAttentionExplanation
 
+SECONDS_TO_CLOSE = 5.0
+"""How long writes that nobody waits for any more may take at the end."""
+
 
 class ExplanationWriter:
     """Adds explanations to explanation files, local or on a blob store; a reader sees a file as it
     was or as it is.
+
+    A write that has begun is finished although its caller goes: nobody could tell whether it
+    happened. `changed` is told of every file that was or may have been written, before `put` ends.
     """
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(
+        self, blobs: Blobs, changed: Callable[[Component, Folder], Awaitable[None]]
+    ) -> None:
         self._blobs = blobs
+        self._changed = changed
+        self._under_way: set[asyncio.Task[bool]] = set()
 
     async def put(self, component: Component, folder: Folder, scored: Scored) -> bool:
         """Store an explanation; whether one of the same text was replaced.
@@ -37,9 +50,30 @@ class ExplanationWriter:
         ResourceExhausted where the file would become too large to be read, Unavailable where the
         storage fails or other writers are faster again and again.
         """
+        task = asyncio.create_task(self._put(component, folder, scored))
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=SECONDS_TO_CLOSE)
+
+    async def _put(self, component: Component, folder: Folder, scored: Scored) -> bool:
         merging = _Merging(component, folder, scored, self._blobs.store.max_bytes)
-        await self._blobs.update(folder, component.explanation_file, merging)
+        try:
+            await self._blobs.update(folder, component.explanation_file, merging)
+        finally:
+            # A write that failed may have happened all the same.
+            await self._changed(component, folder)
         return merging.replaced
+
+    def _ended(self, task: asyncio.Task[bool]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            # Its caller may have gone.
+            task.exception()
 
 
 class _Merging:
@@ -51,7 +85,6 @@ class _Merging:
         self._component = component
         self._folder = folder
         self._scored = scored
-        self._as_stored = encode(scored)
         self._max_bytes = max_bytes
         self._begun = False
         self.replaced = False
@@ -63,7 +96,7 @@ class _Merging:
             if each.explanation == self._scored.explanation:
                 before = each
         # What this writer itself stored in an attempt whose answer was lost replaced nothing.
-        if not (self._begun and before is not None and encode(before) == self._as_stored):
+        if not (self._begun and before is not None and encode(before) == encode(self._scored)):
             self.replaced = before is not None
         self._begun = True
         merged = encode(self._merged(existing)) + b"\n"
