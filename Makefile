@@ -88,6 +88,10 @@ bench: setup ## Measure speed as ratios within one run
 bench-records: setup ## Measure reads of records against their targets
 	$(BIN)/python -m tests.load.bench records redis-client
 
+.PHONY: bench-search
+bench-search: setup ## Measure searches over 10,000 and 100,000 explanations
+	$(BIN)/python -m tests.load.search_bench
+
 .PHONY: fuzz
 fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new inputs are kept
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --keep
