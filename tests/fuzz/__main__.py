@@ -1,22 +1,40 @@
 """Fuzz every target in turn: `python -m tests.fuzz --seconds 600 [TARGET ...]`.
 
-New inputs go to build/fuzz; an input that fails is written there too, and the exit status is 1.
-`--keep` then adds to the corpus what reaches something new.
+Each runs in a process of its own, bounded in memory, and in time for an input. New inputs go to
+build/fuzz; an input that fails is written there too, and the exit status is 1. `--keep` then adds
+to the corpus what reaches something new, the smallest inputs first, until a target has 64 KiB.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.fuzz.seeds import CORPUS
 
-NAMES = ("records", "explanations", "requests", "shapes")
-_WEIGHTS = {"records": 4, "explanations": 3, "requests": 4, "shapes": 1}
+_WEIGHTS = {
+    "records": 4,
+    "explanations": 3,
+    "requests": 4,
+    "shapes": 1,
+    "bodies": 2,
+    "queries": 2,
+    "changes": 2,
+}
+NAMES = tuple(_WEIGHTS)
 _LARGEST_INPUT = 4096
+_LARGEST_CORPUS = 64 * 1024
+"""Of a target, in bytes: the repository keeps it."""
+_MEMORY_MIB = 1024
+_SECONDS_AN_INPUT = 10
+# For its start, for the corpus, and for an input that hangs at the end.
+_SECONDS_BESIDE = 60
+_HUNG = 124
 
 
 def fuzz(name: str, seconds: int, work: Path) -> tuple[int, str]:
@@ -28,21 +46,45 @@ def fuzz(name: str, seconds: int, work: Path) -> tuple[int, str]:
         f"-max_total_time={seconds}",
         f"-artifact_prefix={work}/{name}-",
         f"-max_len={_LARGEST_INPUT}",
-        *("-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"),
+        *(f"-timeout={_SECONDS_AN_INPUT}", f"-rss_limit_mb={_MEMORY_MIB}"),
+        "-print_final_stats=1",
     ]
-    run = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=seconds + 60
-    )
+    try:
+        run = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            timeout=seconds + _SECONDS_BESIDE,
+        )
+    except subprocess.TimeoutExpired as expired:
+        log = (expired.stdout or b"").decode(errors="replace")
+        return _HUNG, f"{log}\n{name} did not end: it hangs where it can't be interrupted"
     return run.returncode, run.stdout.decode(errors="replace")
 
 
-def keep(name: str, work: Path) -> None:
-    """Add to the corpus what of the new inputs reaches something new."""
+def keep(name: str, work: Path) -> int:
+    """Add to the corpus what of the new inputs reaches something new; gives how many were added."""
+    corpus, merged = CORPUS / name, work / f"{name}-merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    shutil.copytree(corpus, merged)
     command = [
-        *(sys.executable, "-m", "tests.fuzz.worker", name, "-merge=1", "-rss_limit_mb=1024"),
-        *(str(CORPUS / name), str(work / name)),
+        *(sys.executable, "-m", "tests.fuzz.worker", name, "-merge=1"),
+        *(f"-rss_limit_mb={_MEMORY_MIB}", str(merged), str(work / name)),
     ]
-    subprocess.run(command, check=True, capture_output=True)
+    merging = subprocess.run(command, stderr=subprocess.PIPE, check=True, text=True)
+    if "MERGE-OUTER: successful" not in merging.stderr:
+        raise RuntimeError(f"the inputs were not merged: {merging.stderr[-2000:]}")
+    known = {path.read_bytes() for path in corpus.iterdir()}
+    size = sum(map(len, known))
+    added = 0
+    for path in sorted(merged.iterdir(), key=lambda each: (each.stat().st_size, each.name)):
+        content = path.read_bytes()
+        if content not in known and size + len(content) <= _LARGEST_CORPUS:
+            (corpus / path.name).write_bytes(content)
+            size += len(content)
+            added += 1
+    return added
 
 
 def figures(log: str) -> str:
@@ -75,13 +117,14 @@ def main() -> int:
     total = sum(_WEIGHTS[name] for name in names)
     for name in names:
         seconds = max(1, options.seconds * _WEIGHTS[name] // total)
+        began = time.monotonic()
         status, log = fuzz(name, seconds, options.work)
-        print(f"{name}: {figures(log)}", flush=True)
+        print(f"{name}: {figures(log)}, {time.monotonic() - began:.0f} s", flush=True)
         if status:
             failed = True
             print(log[-4000:], flush=True)
         elif options.keep:
-            keep(name, options.work)
+            print(f"{name}: {keep(name, options.work)} inputs added to the corpus", flush=True)
     return 1 if failed else 0
 
 

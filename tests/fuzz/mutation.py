@@ -35,13 +35,16 @@ _VALUES: list[Any] = [
     "/allowed//x/.",
     "az://acc/box/in/x", "https://acc.blob.core.windows.net/box/in/%2e%2e",
     "AZ://acc/box/in", "file:///etc/passwd", "demo", "DERIVED_SCALAR_TYPE_MLP_POST_ACT",
+    "mlp_post_act", "attn_write_norm", " 1 ", "1.0", "+1", "1.5", "1_0", "9223372036854775808",
 ]  # fmt: skip
 _KEYS = [
     "dataclass_name", "neuron_id", "idx", "layer", "neuron_index", "layer_index", "activations",
     "tokens", "random_sample", "random_sample_by_quantile", "most_positive_activation_records",
     "explanation", "explanation_or_baseline", "scored_explanations", "unit", "activation_scale",
     "scored_explanation_or_baseline_list", "attention_id", "attention_head_id", "simulation",
-    "sequence_simulation", "response", "uncalibrated_simulation", "mean", "extra",
+    "sequence_simulation", "response", "uncalibrated_simulation", "mean", "extra", "dst",
+    "layerIndex", "activationIndex", "datasets", "explanationDatasets", "neuronDataset",
+    "maxSequences", "includeMoments", "include_quantile_samples",
 ]  # fmt: skip
 
 
@@ -64,6 +67,13 @@ def mutated_json(data: bytes, max_size: int, seed: int, bytewise: Mutate) -> byt
     return changed if len(changed) <= max_size else bytewise(data, max_size)
 
 
+def mutated_body(data: bytes, max_size: int, seed: int, bytewise: Mutate) -> bytes:
+    """`data`, a byte that chooses the route and JSON, with some of the JSON changed."""
+    if not data or seed % 16 == 0:
+        return bytewise(data, max_size)
+    return data[:1] + mutated_json(data[1:] or b"{}", max_size - 1, seed, bytewise)
+
+
 def mutated_request(data: bytes, max_size: int, seed: int, bytewise: Mutate) -> bytes:
     """`data`, a byte that chooses the request and its bytes, with some fields changed."""
     chance = random.Random(seed)
@@ -78,6 +88,15 @@ def mutated_request(data: bytes, max_size: int, seed: int, bytewise: Mutate) -> 
         return bytewise(data, max_size)
     changed = data[:1] + message.SerializeToString()
     return changed if len(changed) <= max_size else bytewise(data, max_size)
+
+
+MUTATORS: dict[str, Callable[[bytes, int, int, Mutate], bytes]] = {
+    "records": mutated_json,
+    "explanations": mutated_json,
+    "requests": mutated_request,
+    "bodies": mutated_body,
+}
+"""By target; the inputs of the others are changed byte by byte."""
 
 
 def _changed(value: Any, chance: random.Random) -> Any:

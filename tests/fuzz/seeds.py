@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neuropil.common import v1 as common
 from neuropil.records import v1
+from neuropil.simulation import v1 as simulation
+from neuropil.tensors import to_tensor
 from shared.formats.encoding import encode
 from shared.formats.records import ActivationRecord, NeuronId, NeuronRecord
 from shared.formats.simulations import (
@@ -36,6 +40,7 @@ _SIMULATION = SequenceSimulation(
     ["a", "b"], [1.0, 2.0], ActivationScale.NEURON_ACTIVATIONS, [[0.0], [1.0]], [[1.0], [1.0]]
 )
 _KIND: Any = 2
+_VALUES = to_tensor(np.array([0.5, 1.0], np.float32))
 
 
 def records() -> Iterator[bytes]:
@@ -81,7 +86,7 @@ def explanations() -> Iterator[bytes]:
         "explanation_or_baseline": "old",
         "scored_simulation": {"scored_sequence_simulations": [sequence]},
     }
-    null = {"explanation": None, "scored_simulation": {}}
+    null: dict[str, Any] = {"explanation": None, "scored_simulation": {}}
     for named in ({"dataclass_name": "NeuronSimulationResults"}, {}):
         yield json.dumps(
             named
@@ -110,6 +115,33 @@ def requests() -> Iterator[bytes]:
             component=component, explanation_dataset="/allowed/e", explanation="x"
         ),
         v1.SearchExplanationsRequest(dataset=dataset, query="cats"),
+        v1.PutExplanationRequest(
+            component=component,
+            explanation_dataset="/allowed/e",
+            explanation="x",
+            scored_simulation=simulation.ScoredSimulation(
+                sequences=[
+                    simulation.ScoredSequenceSimulation(
+                        simulation=simulation.SequenceSimulation(
+                            tokens=["a", "b"],
+                            expected_activations=_VALUES,
+                            activation_scale=simulation.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
+                        ),
+                        true_activations=_VALUES,
+                    )
+                ]
+            ),
+        ),
+        v1.PutExplanationRequest(
+            component=common.ComponentId(
+                derived_scalar_type=common.DERIVED_SCALAR_TYPE_ATTN_WRITE_NORM,
+                layer_index=1,
+                component_index=2,
+            ),
+            explanation_dataset="/allowed/e",
+            explanation="x",
+            scored_attention_simulation=v1.ScoredAttentionSimulation(),
+        ),
     ]
     for path in ("/allowed/../x", "/allowed/%2e%2e", "az://acc/box/in/a", "/data/cached/f"):
         good.append(
@@ -127,9 +159,37 @@ def shapes() -> Iterator[bytes]:
         yield bytes([tokens, *values.to_bytes(2, "little"), index, 0])
 
 
+def bodies() -> Iterator[bytes]:
+    """A good body of every route, and one in snake_case with numbers as texts."""
+    place = {"dst": "mlp_post_act", "layerIndex": 1, "activationIndex": 2}
+    good: list[dict[str, Any]] = [
+        {"datasets": ["demo", "/data/mlp"], "includeMoments": True},
+        {"explanationDatasets": [], "neuronDataset": "demo"},
+        {"datasets": ["demo"], "explanation": "cats", "maxSequences": 3},
+    ]
+    for route, fields in enumerate(good):
+        yield bytes([route]) + json.dumps(place | fields).encode()
+    old = {"dst": "attn_write_norm", "layer_index": "1", "activation_index": 2.0, "datasets": []}
+    yield b"\0" + json.dumps(old).encode()
+
+
+def queries() -> Iterator[bytes]:
+    """Words, phrases, what other search engines take for syntax, scripts, and no word at all."""
+    syntax = 'dogs AND "running"~2 -birds words:*'
+    texts = ("cats", syntax, "東京 cafe\u0301", "🙂 …", "x" * 300, "1_000")
+    for selected, query in enumerate(texts):
+        yield bytes([selected]) + query.encode()
+
+
+def changes() -> Iterator[bytes]:
+    """Files that are written, changed, looked at, forgotten, and a restart between."""
+    yield bytes([0, 0, 3, 0, 1, 200, 3, 0, 0, 0, 0, 2, 4, 0, 0, 2, 1, 0])
+    yield bytes([0, 3, 255, 5, 3, 255, 2, 3, 0, 0, 3, 1, 4, 0, 0, 0, 3, 0, 3, 0, 0])
+
+
 def write() -> None:
     """Put every seed into the corpus, named by its content."""
-    for make in (records, explanations, requests, shapes):
+    for make in (records, explanations, requests, shapes, bodies, queries, changes):
         folder = CORPUS / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for data in make():

@@ -27,17 +27,25 @@ from services.records.convert import (
 )
 from services.records.datasets import DatasetRegistry
 from services.records.loading import token_pair_record, token_record
-from services.records.simulation_messages import stored_simulation
+from services.records.simulation_messages import stored_explanation
 from services.records.storage import listing
 from services.records.storage.folders import Folder
 from shared.errors import DataLoss, InvalidArgument, NeuropilError, ResourceExhausted
 from shared.formats import token_pairs
 from shared.formats.decoding import decode_neuron_record, decode_simulation_results
 from shared.formats.encoding import encode
-from shared.formats.records import ActivationRecord
+from shared.formats.records import ActivationRecord, NeuronId
+from shared.formats.simulations import (
+    AttentionSimulationResults,
+    NeuronSimulationResults,
+    ScoredAttentionExplanation,
+    ScoredExplanation,
+)
 from shared.rpc.interceptors.validation import field_path
 from shared.settings import Dataset
 from tests.fuzz import slow_reading
+from tests.fuzz.gateway_bodies import bodies
+from tests.fuzz.searching import changes, queries
 
 _FILE = "set/1/2.json"
 _VIEW = View(quantile_samples=True, moments=True)
@@ -63,7 +71,7 @@ _REGISTRY = DatasetRegistry(
             user_visible_name="Demo",
             derived_scalar_type="mlp_post_act",
             neuron_dataset_path="/data/mlp",
-            explanation_dataset_paths=["/data/expl"],
+            explanation_dataset_paths=("/data/expl",),
             cached_explanations_path="/data/cached",
         ),
         Dataset(
@@ -164,6 +172,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "explanations": explanations,
     "requests": requests,
     "shapes": shapes,
+    "bodies": bodies,
+    "queries": queries,
+    "changes": changes,
 }
 
 
@@ -296,12 +307,27 @@ def _resolve(request: Any) -> list[Folder]:
             return []
         return _REGISTRY.explanation_folders(list(request.explanation_datasets.paths)).folders
     if isinstance(request, v1.GetScoredSimulationsRequest | v1.PutExplanationRequest):
-        _check_relative(component_of(request.component).explanation_file)
+        component = component_of(request.component)
+        _check_relative(component.explanation_file)
         folder = _REGISTRY.explanation_folder(request.explanation_dataset)
         if isinstance(request, v1.PutExplanationRequest):
-            stored_simulation(request.scored_simulation, "scored_simulation")
+            _check_storable(component, stored_explanation(request, component.by_token_pair))
         return [folder]
     return []
+
+
+def _check_storable(
+    component: Component, scored: ScoredExplanation | ScoredAttentionExplanation
+) -> None:
+    """What is to be written can be read again."""
+    place = NeuronId(component.layer_index, component.component_index)
+    results = (
+        NeuronSimulationResults(place, [scored])
+        if isinstance(scored, ScoredExplanation)
+        else AttentionSimulationResults(place, [scored])
+    )
+    again = decode_simulation_results(encode(results), _FILE)
+    assert same(_nulls_as_nan(plain(again)), _nulls_as_nan(without_infinity(plain(results))))
 
 
 def _check_relative(path: str) -> None:
