@@ -1,8 +1,8 @@
 """`python -m tests.load.echo BYTES [surrounded]`: the least that a Python gRPC server can do.
 
-It answers every call with the same bytes: no interceptor, no parsing, no cache. What Neuropil's
-services are compared with. With `surrounded` it answers the record reader's methods, behind the
-interceptors of every service.
+It answers every call with the same bytes, once or as a stream: no interceptor, no parsing, no
+cache. What Neuropil's services are compared with. With `surrounded` it answers the record reader's
+methods, behind the interceptors of every service.
 """
 
 from __future__ import annotations
@@ -22,17 +22,27 @@ from shared.rpc.server import RpcService, ServerOptions, start_server
 
 METHOD = "/echo/Echo"
 
+STREAM = "/echo/Stream"
+"""Answers a number, in digits, with so many messages."""
+
 
 class _Echo(grpc.GenericRpcHandler):
     def __init__(self, payload: bytes) -> None:
         async def answer(request: bytes, context: Any) -> bytes:
             return payload
 
-        self._handler = grpc.unary_unary_rpc_method_handler(answer)
+        async def stream(request: bytes, context: Any) -> None:
+            for _ in range(int(request)):
+                await context.write(payload)
+
+        self._handlers = {
+            METHOD: grpc.unary_unary_rpc_method_handler(answer),
+            STREAM: grpc.unary_stream_rpc_method_handler(stream),
+        }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         # A client may ask for the server's health: there is none to be had.
-        return self._handler if handler_call_details.method == METHOD else None
+        return self._handlers.get(handler_call_details.method)
 
 
 class _Servicer:

