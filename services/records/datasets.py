@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.records.storage.folders import (
     Folder,
@@ -37,15 +37,15 @@ class DatasetRegistry:
         self.datasets = tuple(datasets)
         self._prefixes: list[tuple[str, str]] = []
         for position, prefix in enumerate(allowed_path_prefixes):
-            form = canonical_of_configured(prefix)
-            if form is None:
-                # Taken as it is written it would allow more than it says, or nothing.
-                raise ConfigurationError(
-                    f"allowed_path_prefixes[{position}]",
-                    f"{prefix!r} is no URL of storage: gs://BUCKET, az://ACCOUNT/CONTAINER or "
-                    "https://ACCOUNT.blob.core.windows.net/CONTAINER, and folders",
-                )
-            self._prefixes.append((prefix, form))
+            # Taken as it is written it would allow more than it says, or nothing.
+            self._prefixes.append((prefix, _checked(prefix, f"allowed_path_prefixes[{position}]")))
+        for position, dataset in enumerate(self.datasets):
+            key = f"datasets[{position}]"
+            _checked(dataset.neuron_dataset_path, f"{key}.neuron_dataset_path")
+            for number, path in enumerate(dataset.explanation_dataset_paths):
+                _checked(path, f"{key}.explanation_dataset_paths[{number}]")
+            if dataset.cached_explanations_path:
+                _checked(dataset.cached_explanations_path, f"{key}.cached_explanations_path")
 
     def record_folders(
         self, names: Sequence[str], derived_scalar_type: str, field: str = "datasets"
@@ -160,7 +160,7 @@ class DatasetRegistry:
         for dataset in self.datasets:
             for path in dataset.explanation_dataset_paths:
                 if name == path or (form and form == canonical_of_configured(path)):
-                    return Folder(path=path, name=name, root=path)
+                    return replace(Folder.trusted(path), name=name)
             cached = dataset.cached_explanations_path
             if cached and form and form.rpartition("/")[0] == canonical_of_configured(cached):
                 return Folder(path=form, name=name, root=cached)
@@ -189,3 +189,15 @@ class DatasetRegistry:
             reason=UNKNOWN_DATASET,
             metadata={"datasets": ", ".join(names)},
         )
+
+
+def _checked(path: str, key: str) -> str:
+    """The canonical form of a configured path; the error does not show it, as it may hold a key."""
+    form = canonical_of_configured(path)
+    if form is None:
+        raise ConfigurationError(
+            key,
+            "is no URL of storage: gs://BUCKET, az://ACCOUNT/CONTAINER or "
+            "https://ACCOUNT.blob.core.windows.net/CONTAINER, and folders, without query or user",
+        )
+    return form

@@ -37,7 +37,7 @@ def paths(*names: str, scalar: str = "mlp_post_act") -> list[str]:
 
 
 def test_short_names() -> None:
-    assert paths("pub", "far") == [MLP.neuron_dataset_path, REMOTE.neuron_dataset_path]
+    assert paths("pub", "far") == [MLP.neuron_dataset_path, "az://acct/box/mlp"]
     assert paths("pub", scalar="attn_write_norm") == ["/data/attn"]
 
 

@@ -28,7 +28,8 @@ class Folder:
     @classmethod
     def trusted(cls, path: str) -> Folder:
         """A folder that the configuration, or the program itself, names."""
-        return cls(path=path, name=path, root=path)
+        opened = (canonical_of_configured(path) if is_remote(path) else path) or path
+        return cls(path=opened, name=path, root=opened)
 
     @property
     def remote(self) -> bool:
@@ -67,9 +68,35 @@ def canonical(path: str) -> str | None:
     match = _REMOTE.match(path)
     if match is None:
         return _canonical_local(path)
-    scheme, rest = match["scheme"].lower(), match["rest"]
-    if any(character in rest for character in "?#@:"):
+    if any(character in match["rest"] for character in "?#@:"):
         return None
+    return _canonical_remote(match["scheme"].lower(), match["rest"])
+
+
+def canonical_of_configured(path: str) -> str | None:
+    """The same for a path of the configuration; None where it is no URL of storage.
+
+    It may step upwards if it is local, and have any character in the name of a blob. Behind https://
+    a query is none: it may be a key, which nobody is to see.
+    """
+    match = _REMOTE.match(path)
+    if match is None:
+        return posixpath.normpath(path)
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    host = rest.partition("/")[0]
+    if _UNPRINTABLE.search(path) or any(character in host for character in "?#@:%"):
+        return None
+    if scheme == "https" and ("?" in rest or "#" in rest):
+        return None
+    return _canonical_remote(scheme, rest)
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether the canonical `path` is `folder` or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _canonical_remote(scheme: str, rest: str) -> str | None:
     host, *segments = rest.rstrip("/").split("/")
     if not host or any(segment in ("", ".", "..") for segment in segments):
         return None
@@ -78,19 +105,10 @@ def canonical(path: str) -> str | None:
         if azure is None:
             return None
         scheme, host = "az", azure["account"]
-    if scheme not in ("az", "gs"):
+    # An account alone names no place: every folder in it would be a container.
+    if scheme not in ("az", "gs") or (scheme == "az" and not segments):
         return None
     return "/".join([f"{scheme}://{host}", *segments])
-
-
-def canonical_of_configured(path: str) -> str | None:
-    """The same for a path of the configuration, which may step upwards if it is local."""
-    return canonical(path) if is_remote(path) else posixpath.normpath(path)
-
-
-def is_within(path: str, folder: str) -> bool:
-    """Whether the canonical `path` is `folder` or lies in it."""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _canonical_local(path: str) -> str | None:

@@ -34,6 +34,7 @@ from services.records.storage.transport import (
 
 # No such blob, container or bucket.
 _MISSING = 404
+_LONGEST_NAME = 1024
 _WILDCARDS = frozenset("*?[]")
 
 _Result = TypeVar("_Result")
@@ -89,6 +90,8 @@ class RemoteStore:
 
         False where it is not. FailedPrecondition where there is no such container or bucket.
         """
+        if _is_too_long(_path(folder, relative)):
+            raise not_writable(folder.name, "its name is longer than a blob's can be")
         put = partial(conditional.put, self._once, content=content, version=version)
         stored = self._told(folder.file_name(relative), "written", put, folder, relative)
         if stored is None:
@@ -126,7 +129,9 @@ class RemoteStore:
         folder: Folder,
         relative: str,
     ) -> _Result | None:
-        path = f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
+        path = _path(folder, relative)
+        if _is_too_long(path):
+            return None
         try:
             self._reach(path)
             return work(path)
@@ -161,6 +166,18 @@ def _entry(found: blobfile.DirEntry) -> Entry:
         return Entry(found.name, found.is_dir)
     state = found.stat
     return Entry(found.name, False, f"{state.size} {state.mtime} {state.version}")
+
+
+def _path(folder: Folder, relative: str) -> str:
+    return f"{folder.path.rstrip('/')}/{relative}".rstrip("/")
+
+
+def _is_too_long(path: str) -> bool:
+    """Whether no blob can be called so: stores answer nonsense then."""
+    google = host_of(path) == GCS_HOST
+    name = path.split("/", 3 if google else 4)[-1]
+    # Google counts bytes and Azure characters.
+    return len(name.encode(errors="replace") if google else name) > _LONGEST_NAME
 
 
 def host_of(path: str) -> str:
