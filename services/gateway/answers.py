@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING
 from cachetools import TTLCache
 from prometheus_client import Counter
 
+from services.gateway.bodies import Replay, received, whole
 from shared.rpc.context import seconds_left
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-_LARGEST_BODY = 4096
-"""Bodies of the requests that are kept are small; larger ones would only fill the memory."""
 
 _MOST_FAILURES = 2
 """After so many requests that it waited for failed, a request asks for itself."""
@@ -87,10 +85,10 @@ class AnswerCache:
         ):
             await self._application(scope, receive, send)
             return
-        received = await _received(receive)
-        body = _whole(received)
+        messages = await received(receive)
+        body = whole(messages)
         if body is None:
-            await self._application(scope, _Replay(received, receive), send)
+            await self._application(scope, Replay(messages, receive), send)
             return
         key = (scope["path"], _content_type(scope), body)
         answer = self._answers.get(key)
@@ -102,7 +100,7 @@ class AnswerCache:
             await answer.send(send)
             return
         _ASKED.inc()
-        await self._ask(key, scope, _Replay(received, receive), send)
+        await self._ask(key, scope, Replay(messages, receive), send)
 
     async def _joined(self, key: Key) -> _Answer | None:
         """The answer that another request is waiting for; None where this one has to ask."""
@@ -150,37 +148,6 @@ class AnswerCache:
 
 def _content_type(scope: Scope) -> bytes:
     return b",".join(value for name, value in scope["headers"] if name == b"content-type")
-
-
-async def _received(receive: Receive) -> list[Message]:
-    """The messages of a body, up to a size."""
-    messages = [await receive()]
-    size = len(messages[0].get("body", b""))
-    while messages[-1].get("more_body", False) and size <= _LARGEST_BODY:
-        messages.append(await receive())
-        size += len(messages[-1].get("body", b""))
-    return messages
-
-
-def _whole(messages: list[Message]) -> bytes | None:
-    last = messages[-1]
-    if last["type"] != "http.request" or last.get("more_body", False):
-        return None
-    body = b"".join(message.get("body", b"") for message in messages)
-    return body if len(body) <= _LARGEST_BODY else None
-
-
-class _Replay:
-    """Gives the messages that were received already, then what comes after them."""
-
-    def __init__(self, messages: list[Message], receive: Receive) -> None:
-        self._messages = iter(messages)
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        for message in self._messages:
-            return message
-        return await self._receive()
 
 
 class _Recorder:

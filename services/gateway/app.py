@@ -17,6 +17,7 @@ from starlette.routing import Route
 from neuropil.channel import MEBIBYTE
 from services.gateway.answers import AnswerCache
 from services.gateway.backends import open_backends
+from services.gateway.direct import DirectRoutes
 from services.gateway.errors import (
     GatewayError,
     from_domain_error,
@@ -74,11 +75,13 @@ def create_app(deployment: Deployment) -> ASGIApp:
         app.include_router(router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     _answer_failures(app)
-    served: ASGIApp = app
+    served: ASGIApp = DirectRoutes(
+        app, routes=read.RECORD_ROUTES, gateway=lambda: app.state.gateway
+    )
     if deployment.http.answer_cache_megabytes:
         served = AnswerCache(
-            app,
-            routes=read.KEPT_ROUTES,
+            served,
+            routes=read.RECORD_ROUTES,
             max_bytes=deployment.http.answer_cache_megabytes * MEBIBYTE,
             seconds=deployment.http.answer_cache_seconds,
         )

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import grpc
 import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from neuropil.channel import MEBIBYTE, open_aio_channel
 from neuropil.errors import from_rpc_error
 from neuropil.records import v1 as records
 from neuropil.scalars import v1 as scalars
@@ -24,6 +25,7 @@ from services.gateway.errors import (
     internal_error,
 )
 from shared.rpc.channel import open_service_channel
+from shared.rpc.context import REQUEST_ID_KEY, request_id, seconds_left
 from shared.settings import Deployment
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class Backends:
 
     channels: dict[str, grpc.aio.Channel]
     records: RecordReaderAsyncStub
+    plain_records: RecordReaderAsyncStub
+    """The same without interceptors, which cost a call of grpc.aio a task: pass `carried()`."""
+
     simulation: SimulationAsyncStub
     optional_scalars: DerivedScalarsAsyncStub | None
 
@@ -87,13 +92,32 @@ async def open_backends(deployment: Deployment) -> AsyncIterator[Backends]:
             )
             for name, address in addresses.items()
         }
+        plain = await stack.enter_async_context(
+            open_aio_channel(
+                deployment.services.records,
+                message_bytes=deployment.limits.message_megabytes * MEBIBYTE,
+            )
+        )
         derived = channels.get("scalars")
         yield Backends(
             channels,
             records.RecordReaderStub(channels["records"]),
+            records.RecordReaderStub(plain),
             simulation.SimulationStub(channels["simulation"]),
             None if derived is None else scalars.DerivedScalarsStub(derived),
         )
+
+
+class Carried(TypedDict):
+    """What goes along with a call."""
+
+    timeout: float | None
+    metadata: tuple[tuple[str, str], ...]
+
+
+def carried() -> Carried:
+    """The id and the deadline of the request that is being served, for a call made for it."""
+    return {"timeout": seconds_left(), "metadata": ((REQUEST_ID_KEY, request_id()),)}
 
 
 @asynccontextmanager

@@ -107,22 +107,45 @@ def _statistics(
 
 
 def _token_sequences(sequences: common.TokenSequences) -> Iterator[bytes]:
-    tokens = list(sequences.tokens)
+    tokens = sequences.tokens
     scalars = _column(sequences.activations, len(tokens))
     normalized = _column(sequences.normalized_activations, len(tokens))
+    if sum(sequences.sequence_lengths) != len(tokens):
+        raise ValueError(f"lengths of sequences that do not add up to {len(tokens)} tokens")
+    # Many short sequences cost little more than a long one: pieces go on over their ends.
+    brackets = _brackets(sequences.sequence_lengths)
+    position, bracket_text = next(brackets)
+    for first in range(0, len(tokens), _PIECE_SIZE):
+        last = min(first + _PIECE_SIZE, len(tokens))
+        parts = [b',"normalizedScalar":'] * (4 * (last - first))
+        parts[0::4] = map(_OPENINGS[b'"scalar":'].__getitem__, tokens[first:last])
+        parts[1::4] = _numbers(scalars[first:last])
+        parts[3::4] = _numbers(normalized[first:last])
+        while position < last:
+            opening = 4 * (position - first)
+            parts[opening] = bracket_text + parts[opening][len(_BETWEEN) :]
+            position, bracket_text = next(brackets)
+        yield b"".join(parts)
+    yield bracket_text
 
-    def pieces(start: int, stop: int) -> Iterator[bytes]:
-        for first in range(start, stop, _PIECE_SIZE):
-            part = slice(first, min(first + _PIECE_SIZE, stop))
-            yield _objects(
-                tokens[part],
-                [b'"scalar":', b',"normalizedScalar":'],
-                [_numbers(scalars[part]), _numbers(normalized[part])],
-            )
 
-    yield from array(
-        bracket(pieces(start, stop)) for start, stop in _ranges(sequences.sequence_lengths)
-    )
+def _brackets(lengths: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """What stands before the first object of each sequence that has one, and after the last.
+
+    Gives the object's number over all sequences, or at the end how many there are. It closes the
+    object before; sequences without any are in between.
+    """
+    position = 0
+    parts = [b"["]
+    separator = b""
+    for length in lengths:
+        parts += (separator, b"[")
+        separator = b"],"
+        if length:
+            yield position, b"".join(parts)
+            position += length
+            parts = [b"}"]
+    yield position, b"".join((*parts, separator[:1], b"]"))
 
 
 class TokenPairRows:

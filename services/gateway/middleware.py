@@ -35,6 +35,7 @@ _SECONDS = Histogram(
 _RUNNING = Gauge("neuropil_http_running", "HTTP requests that run now")
 
 _CLIENT_LEFT = 499
+_UNWATCHED_SECONDS = 0.01
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _log = structlog.get_logger("neuropil.requests")
@@ -65,26 +66,25 @@ class RequestMiddleware:
         answer = _Answer(send, chosen)
         started = time.perf_counter()
         _RUNNING.inc()
-        with structlog.contextvars.bound_contextvars(request_id=chosen):
-            try:
-                enter_deadline(_seconds(headers.get(TIMEOUT_HEADER), self._default_seconds))
-                watched = _WatchedReceive(receive, self._max_body_bytes)
-                watched.check(headers.get("content-length", ""))
-                async with _ended_with_client(watched, answer) as left:
-                    await self.application(scope, watched, answer)
-                if left.is_set():
-                    answer.status = _CLIENT_LEFT
-            except GatewayError as error:
-                await error.response()(scope, receive, answer)
-            except HTTPException as error:
-                await from_http_error(error)(scope, receive, answer)
-            except Exception:  # noqa: BLE001 - the last line of defence: nothing else may escape
-                _log.exception("unexpected_error", path=scope["path"])
-                if not answer.status:
-                    await internal_error().response()(scope, receive, answer)
-            finally:
-                _RUNNING.dec()
-                self._observe(scope, answer, time.perf_counter() - started)
+        try:
+            enter_deadline(_seconds(headers.get(TIMEOUT_HEADER), self._default_seconds))
+            watched = _WatchedReceive(receive, self._max_body_bytes)
+            watched.check(headers.get("content-length", ""))
+            async with _ended_with_client(watched, answer) as left:
+                await self.application(scope, watched, answer)
+            if left.is_set():
+                answer.status = _CLIENT_LEFT
+        except GatewayError as error:
+            await error.response()(scope, receive, answer)
+        except HTTPException as error:
+            await from_http_error(error)(scope, receive, answer)
+        except Exception:  # noqa: BLE001 - the last line of defence: nothing else may escape
+            _log.exception("unexpected_error", path=scope["path"])
+            if not answer.status:
+                await internal_error().response()(scope, receive, answer)
+        finally:
+            _RUNNING.dec()
+            self._observe(scope, answer, time.perf_counter() - started)
 
     def _observe(self, scope: Scope, answer: _Answer, seconds: float) -> None:
         # Clients choose paths and methods; labels must stay few.
@@ -189,7 +189,14 @@ async def _ended_with_client(
             left.set()
             serving.cancel()
 
-    watcher = asyncio.create_task(watch())
+    watcher: asyncio.Task[None] | None = None
+
+    def start() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    # Most requests are over by then, and need no task that watches.
+    timer = serving.get_loop().call_later(_UNWATCHED_SECONDS, start)
     try:
         yield left
     except asyncio.CancelledError:
@@ -197,6 +204,8 @@ async def _ended_with_client(
             raise
         serving.uncancel()
     finally:
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 from collections.abc import Callable, Iterator
 
@@ -104,6 +105,8 @@ def make_server(deployment: Deployment, announce: Callable[[], None]) -> uvicorn
             log_config=None,
             access_log=False,
             server_header=False,
+            # Nothing looks at a client's address, so none need be taken from headers.
+            proxy_headers=False,
             timeout_graceful_shutdown=int(DRAIN_SECONDS),
         ),
         announce,
@@ -115,6 +118,9 @@ async def _serve(
 ) -> None:
     def announce() -> None:
         address = f"{host}:{listener.getsockname()[1]}"
+        # What was made until here stays: the collector need not go through it again and again.
+        gc.collect()
+        gc.freeze()
         _log.info("serving", address=address)
         print(f"serving gateway {address}", flush=True)
 

@@ -174,7 +174,7 @@ async def test_a_second_time_it_is_answered_from_memory_alike(
 def test_the_openapi_document_describes_what_the_references_describes(read: Path) -> None:
     reference = json.loads((read / "openapi.json").read_text())
     cors: Any = create_app(Deployment(http=Http(answer_cache_megabytes=0)))
-    document = describe(cors.app.application)
+    document = describe(cors.app.application.application)
     served = document["paths"].keys() - {"/healthz"}
     assert served == reference["paths"].keys() - {
         "/force_client_code_generation",

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from neuropil.common import v1 as common
 from neuropil.names import DERIVED_SCALAR_TYPES
 from neuropil.records import v1
-from services.gateway.backends import calling
+from services.gateway.backends import calling, carried
 from services.gateway.encoding import token_pair_record_pieces, token_record_pieces
 from services.gateway.gateway import TheGateway, json_answer
 from services.gateway.requests import ComponentId, ExistingExplanationsRequest, NodeIdAndDatasets
@@ -26,9 +26,6 @@ from shared.errors import InvalidArgument
 
 PARTIAL_HEADER = "X-Neuropil-Partial"
 """Names, percent-encoded and separated by commas, the datasets that could not be read."""
-
-KEPT_ROUTES = ("/neuron_record", "/attention_head_record")
-"""Routes whose answers the gateway may keep. Explanations change, and are always asked for."""
 
 VIEWER_SCALAR_TYPES = frozenset(
     {
@@ -96,7 +93,7 @@ async def neuron_record(body: NodeIdAndDatasets, gateway: TheGateway) -> Respons
         component=component_message(body), datasets=body.datasets, view=_view(body)
     )
     async with calling("records"):
-        record = await gateway.backends.records.GetTokenRecord(request)
+        record = await gateway.backends.plain_records.GetTokenRecord(request, **carried())
     return await gateway.answer(token_record_pieces(record))
 
 
@@ -107,8 +104,18 @@ async def attention_head_record(body: NodeIdAndDatasets, gateway: TheGateway) ->
         component=component_message(body), datasets=body.datasets, view=_view(body)
     )
     async with calling("records"):
-        record = await gateway.backends.records.GetTokenPairRecord(request)
+        record = await gateway.backends.plain_records.GetTokenPairRecord(request, **carried())
     return await gateway.answer(token_pair_record_pieces(record))
+
+
+RECORD_ROUTES = {
+    "/neuron_record": neuron_record,
+    "/attention_head_record": attention_head_record,
+}
+"""Routes that the framework need not surround, and whose answers the gateway may keep.
+
+Explanations change, and are always asked for.
+"""
 
 
 @router.post("/neuron_datasets_metadata", response_model=list[NeuronDatasetMetadata])
