@@ -18,6 +18,8 @@ from tests.faults.processes import REPOSITORY, Usage, usage
 from tests.faults.scenarios import BLOB, Scenario, World
 
 RECOVERY_SECONDS = 5.0
+EXTRA_DELAY_SECONDS = 3.0
+"""How much longer than three times the longest calm call one may take while Redis fails."""
 OTHER_REPLICAS_SECONDS = 7.0
 """How long a replica may not know what another one wrote: 5 s, and the time to read it once."""
 RSS_HEADROOM_BYTES = 256 * 2**20
@@ -29,14 +31,17 @@ Call = tuple[float, float, str, str, str]
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of time: rate and outcomes are of the calls that ended in it."""
+    """The calm before the fault, the fault, or the time after it.
+
+    Rate and outcomes are of the calls that ended in it.
+    """
 
     seconds: float
     outcomes: Counter[tuple[str, str, str]]
     """By kind, dataset and outcome."""
     worst_seconds: float
-    """How long the longest call took, from its beginning to its end, of all that ran in the
-    stretch, also for a part of their time: what a fault holds up ends after it."""
+    """The longest call, from its beginning to its end. A call of which any part ran during the
+    fault counts there and nowhere else: what a fault holds up may end after it."""
 
     @property
     def rate(self) -> float:
@@ -153,9 +158,14 @@ async def run(
     failed_at = [end for _, end, _, _, outcome in calls if outcome != "ok" and end > healed]
     report = Report(
         scenario,
-        _phase(calls, began, broken),
-        _phase(calls, broken, healed),
-        _phase(calls, healed, over),
+        _phase(calls, began, broken, [call for call in calls if call[1] < broken]),
+        _phase(
+            calls,
+            broken,
+            healed,
+            [call for call in calls if call[0] < healed and call[1] >= broken],
+        ),
+        _phase(calls, healed, over, [call for call in calls if call[0] >= healed]),
         max([hits_after, *(end - healed for end in failed_at)]),
         watch.peak,
         calm_peak,
@@ -165,13 +175,16 @@ async def run(
     return report
 
 
-def _phase(calls: Sequence[Call], start: float, end: float) -> Phase:
-    within = [call for call in calls if start <= call[1] < end]
-    touched = [ended - began for began, ended, *_ in calls if began < end and ended >= start]
+def _phase(calls: Sequence[Call], start: float, end: float, of: Sequence[Call]) -> Phase:
+    """A stretch from `start` to `end`; its longest call is one `of` these."""
     return Phase(
         end - start,
-        Counter((kind, source, outcome) for _, _, kind, source, outcome in within),
-        max(touched, default=0.0),
+        Counter(
+            (kind, source, outcome)
+            for _, ended, kind, source, outcome in calls
+            if start <= ended < end
+        ),
+        max((ended - began for began, ended, *_ in of), default=0.0),
     )
 
 
@@ -194,6 +207,10 @@ def _problems(report: Report, world: World) -> list[str]:
             found.append(f"no call succeeded: {name}")
         if phase.worst_seconds > DEADLINE_SECONDS + 2:
             found.append(f"a call took {phase.worst_seconds:.1f} s, over its deadline: {name}")
+    # Without Redis the data is still there: nobody may wait for what does not answer.
+    delayed = report.fault.worst_seconds - 3 * report.calm.worst_seconds
+    if scenario.redis_recovers and delayed > EXTRA_DELAY_SECONDS:
+        found.append(f"a call took {report.fault.worst_seconds:.1f} s while Redis failed")
     if report.recovery_seconds > RECOVERY_SECONDS:
         found.append(f"recovery took {report.recovery_seconds:.1f} s")
     if report.peak.rss_bytes > report.calm_peak.rss_bytes + RSS_HEADROOM_BYTES:

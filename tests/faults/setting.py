@@ -62,20 +62,24 @@ async def _add_store(
     world: World, stack: contextlib.AsyncExitStack, folder: Path
 ) -> dict[str, str]:
     """Start Azurite with the mix's files behind a proxy; gives the replicas' environment."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise RuntimeError("npm is needed to install Azurite")
-    program = await asyncio.to_thread(install, npm)
-    store = Azurite(program, folder / "azurite")
+    store = await asyncio.to_thread(new_store, folder / "azurite")
     stack.callback(store.kill)
     await asyncio.to_thread(store.start)
-    await asyncio.to_thread(_upload, store)
+    await asyncio.to_thread(upload, store)
     world.store = store
     world.proxy = Proxy(store.port)
     await world.proxy.start()
     stack.push_async_callback(world.proxy.stop)
     endpoint = f"http://127.0.0.1:{world.proxy.port}"
     return {**store.environment, "NEUROPIL_STORAGE__AZURE_ENDPOINT": endpoint}
+
+
+def new_store(folder: Path) -> Azurite:
+    """An Azurite that is to be started; installs its program where it isn't yet."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError("npm is needed to install Azurite")
+    return Azurite(install(npm), folder)
 
 
 FILES = (
@@ -93,7 +97,8 @@ def _copy(folder: Path) -> None:
     (folder / WRITTEN).mkdir()
 
 
-def _upload(store: Azurite) -> None:
+def upload(store: Azurite) -> None:
+    """Store the files of the mix under BLOB_ROOT, so that a kill loses none."""
     store.create_container(ACCOUNT, "demo")
     for name in FILES:
         store.put(f"{BLOB_ROOT}/{name}", (DEMO / name).read_bytes())

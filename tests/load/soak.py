@@ -29,9 +29,10 @@ import yaml
 from neuropil.channel import open_aio_channel
 from neuropil.names import component_id
 from neuropil.records import v1
-from tests.faults.processes import REPOSITORY, Redis, Replica, Usage, usage
+from tests.faults.mix import NEURONS as ON_BLOBS
+from tests.faults.processes import Redis, Replica, Usage, usage
+from tests.faults.setting import BLOB_ROOT, DEMO, new_store, upload
 
-DEMO = REPOSITORY / "data" / "demo"
 MLP, HEADS = "mlp_post_act", "attn_write_norm"
 NEURONS, NUM_HEADS, NUM_CORRUPT = 256, 4, 8
 WORKERS = 16
@@ -104,10 +105,15 @@ async def soak(reads: int, folder: Path) -> Soaked:
     """Start a service on files in `folder`, read, and sample."""
     deployment = _deployment(folder)
     cache = Redis(folder / "redis")
-    replica = Replica(deployment, folder / "service.log", {"NEUROPIL_CACHE__URL": cache.url})
+    store = new_store(folder / "azurite")
+    environment = {**store.environment, "NEUROPIL_CACHE__URL": cache.url}
+    replica = Replica(deployment, folder / "service.log", environment)
     with contextlib.ExitStack() as stack:
         stack.callback(cache.kill)
         cache.start()
+        stack.callback(store.kill)
+        store.start()
+        upload(store)
         stack.callback(replica.stop)
         replica.start()
         async with open_aio_channel(f"127.0.0.1:{replica.port}") as channel:
@@ -157,7 +163,7 @@ async def _read(
 
 def _kinds(
     stub: Any, choice: random.Random, explanations: str
-) -> dict[str, tuple[int, Callable[[], Awaitable[object]]]]:
+) -> dict[str, tuple[float, Callable[[], Awaitable[object]]]]:
     """Ways to read, and how often each comes."""
 
     def token(index: int, datasets: list[str], **options: Any) -> Any:
@@ -180,12 +186,22 @@ def _kinds(
         )
         return stub.GetTokenRecord(request, timeout=30)
 
-    async def batch() -> None:
+    async def batch(size: int) -> None:
         first = choice.randrange(NEURONS)
-        components = [component_id(MLP, 0, first + offset) for offset in range(10)]
-        request = v1.BatchGetRecordsRequest(components=components, datasets=["demo"])
-        async for _ in stub.BatchGetRecords(request, timeout=30):
+        components = [component_id(MLP, 0, first + offset) for offset in range(size)]
+        datasets = ["blob", "demo"] if choice.random() < 0.3 else ["demo"]
+        request = v1.BatchGetRecordsRequest(components=components, datasets=datasets)
+        async for _ in stub.BatchGetRecords(request, timeout=60):
             pass
+
+    def search() -> Any:
+        dataset = v1.DatasetId(
+            dataset="demo", derived_scalar_type=component_id(MLP, 0, 0).derived_scalar_type
+        )
+        # Words that are there, and one that never comes again.
+        query = f"words joining {choice.choice(('a clause', 'names', 'numbers'))} {choice.random()}"
+        request = v1.SearchExplanationsRequest(dataset=dataset, query=query, page_size=5)
+        return stub.SearchExplanations(request, timeout=30)
 
     def listing() -> Any:
         dataset = v1.DatasetId(
@@ -214,7 +230,10 @@ def _kinds(
         "wide": (20, lambda: token(choice.randrange(NEURONS), ["demo"])),
         "view": (5, with_view),
         "pair": (4, pair),
-        "batch": (3, batch),
+        "batch": (3, lambda: batch(10)),
+        "large batch": (0.2, lambda: batch(200)),
+        "blob": (10, lambda: token(choice.randrange(ON_BLOBS), ["blob"])),
+        "search": (4, search),
         "explanations": (6, explained),
         "list": (4, listing),
         # Names that never come again: nothing may be kept of them for ever.
@@ -248,18 +267,19 @@ def _deployment(folder: Path) -> Path:
             "short_name": name,
             "derived_scalar_type": scalar_type,
             "user_visible_name": name,
-            "neuron_dataset_path": str(folder / kind),
+            "neuron_dataset_path": path,
             "explanation_dataset_paths": [str(folder / "explanations")],
         }
-        for name, kind, scalar_type in (
-            ("demo", "mlp", MLP),
-            ("demo", "attn", HEADS),
-            ("broken", "broken", MLP),
+        for name, path, scalar_type in (
+            ("demo", str(folder / "mlp"), MLP),
+            ("demo", str(folder / "attn"), HEADS),
+            ("broken", str(folder / "broken"), MLP),
+            ("blob", f"{BLOB_ROOT}/records/mlp", MLP),
         )
     ]
-    path = folder / "deployment.yaml"
-    path.write_text(yaml.safe_dump({"datasets": datasets, "cache": {"memory_megabytes": 1}}))
-    return path
+    deployment = folder / "deployment.yaml"
+    deployment.write_text(yaml.safe_dump({"datasets": datasets, "cache": {"memory_megabytes": 1}}))
+    return deployment
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ HEADROOM_BYTES = 32 * 2**20
 
 
 @pytest.mark.timeout(300)
-async def test_the_service_keeps_its_size_over_reads_of_all_kinds(tmp_path: Path) -> None:
+async def test_the_service_keeps_its_size_over_reads_of_all_kinds(tmp_path: Path, npm: str) -> None:
     soaked = await soak(5_000, tmp_path)
     assert soaked.problems == []
     kinds = {kind for kind, _ in soaked.outcomes}
