@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.scalars.ablations import AblationSpec, resolve_ablations
-from services.scalars.catalogue import CATALOGUE
-from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
+from services.scalars.deriving.indexing import ActivationIndex
 from services.scalars.inference import (
     InferenceSpec,
     estimated_bytes,
@@ -20,50 +19,21 @@ from services.scalars.inference import (
 from services.scalars.losses import Loss, LossKind, LossSpec, resolve_loss
 from services.scalars.model.locations import (
     ActivationLocationType,
-    Dimension,
-    NodeType,
     PassType,
 )
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import RawTensorId
-from services.scalars.selections import (
-    ComponentSpec,
-    DimensionRange,
-    Selection,
-    resolve_component,
-    resolve_selection,
-)
-from services.scalars.top_nodes import (
-    MAX_NODES,
-    ScalarGroup,
-    TopNodesSpec,
-    resolve_top_nodes,
-)
-from shared.errors import InvalidArgument, NeuropilError, ResourceExhausted, Unimplemented
+from shared.errors import Unimplemented
 from tests.unit.scalars_checkpoint import CONTEXT, LAYERS, NEURONS, write_checkpoint
+from tests.unit.scalars_refused import TOKENS, refused
 
 BACKWARD = PassType.BACKWARD
-TOKENS = 6
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     path: Path = write_checkpoint(tmp_path_factory.mktemp("model"))
     return load_subject("tiny", str(path), "cpu")
-
-
-def refused(
-    call: Callable[[], object],
-    field: str,
-    *words: str,
-    kind: type[NeuropilError] = InvalidArgument,
-) -> NeuropilError:
-    with pytest.raises(kind) as caught:
-        call()
-    assert caught.value.field == field
-    for word in words:
-        assert word in caught.value.message
-    return caught.value
 
 
 def test_prompts(subject: Subject) -> None:
@@ -160,226 +130,6 @@ def test_ablations(subject: Subject) -> None:
     refused(lambda: resolve(gradient, backward=False), f"{at}.pass_type", "give a loss")
     latent = ActivationIndex(ActivationLocationType.ONLINE_AUTOENCODER_LATENT, (0, 0), 0)
     refused(lambda: resolve(latent), f"{at}.location_type", "autoencoder", kind=Unimplemented)
-
-
-def test_selections(subject: Subject) -> None:
-    def resolve(selection: Selection, has_loss: bool = True) -> object:
-        return resolve_selection(
-            selection,
-            subject.model.shape,
-            TOKENS,
-            has_loss=has_loss,
-            field="s",
-            loss_field="inference.loss",
-        )
-
-    tokens, neurons = Dimension.SEQUENCE_TOKENS, Dimension.MLP_ACTS
-    cut = resolve_selection(
-        Selection("mlp_post_act", layer_indices=(2, 0), ranges=(DimensionRange(neurons, 3, 5),)),
-        subject.model.shape,
-        TOKENS,
-        has_loss=False,
-        field="",
-        loss_field="",
-    )
-    assert cut.layers == (2, 0)
-    assert cut.slices == (slice(None), slice(3, 5))
-    assert cut.n_bytes == 4 * TOKENS * NEURONS * 2
-    cases: list[tuple[Selection, str, str]] = [
-        (Selection("nonsense"), "s.derived_scalar_type", "nonsense"),
-        (Selection("always_one", BACKWARD), "s.pass_type", "unflattened_attn_write_norm"),
-        (Selection("mlp_post_act", layer_indices=(0, LAYERS)), "s.layer_indices[1]", "layer 3"),
-        (Selection("mlp_post_act", layer_indices=(-1,)), "s.layer_indices[0]", "layer -1"),
-        (Selection("mlp_post_act", layer_indices=(1, 1)), "s.layer_indices[1]", "twice"),
-        (Selection("logits", layer_indices=(0,)), "s.layer_indices", "no layers"),
-        (
-            Selection("logits", ranges=(DimensionRange(neurons),)),
-            "s.ranges[0].dimension",
-            "vocab_size",
-        ),
-        (
-            Selection("mlp_post_act", ranges=(DimensionRange(tokens), DimensionRange(tokens))),
-            "s.ranges[1].dimension",
-            "twice",
-        ),
-        (
-            Selection("mlp_post_act", ranges=(DimensionRange(tokens, TOKENS),)),
-            "s.ranges[0].start",
-            f"has {TOKENS}",
-        ),
-        (
-            Selection("mlp_post_act", ranges=(DimensionRange(tokens, 2, TOKENS + 1),)),
-            "s.ranges[0].stop",
-            f"has {TOKENS}",
-        ),
-        (
-            Selection("mlp_post_act", ranges=(DimensionRange(tokens, 2, 2),)),
-            "s.ranges[0].stop",
-            "2 to 2",
-        ),
-        (
-            Selection("mlp_post_act", node_index=NodeIndex(NodeType.MLP_NEURON, (0, 0), 0)),
-            "s.node_index",
-            "takes no",
-        ),
-        (
-            Selection(
-                "mlp_post_act",
-                activation_index=ActivationIndex(ActivationLocationType.LOGITS, (0, 0), None),
-            ),
-            "s.activation_index",
-            "takes no",
-        ),
-    ]
-    for selection, field, word in cases:
-        refused(lambda selection=selection: resolve(selection), field, word)  # type: ignore[misc]
-    for selection in (Selection("mlp_act_times_grad"), Selection("mlp_post_act", BACKWARD)):
-        error = refused(
-            lambda selection=selection: resolve(selection, has_loss=False),  # type: ignore[misc]
-            "inference.loss",
-            "give a loss",
-        )
-        assert error.reason == "LOSS_NEEDED"
-    for declaration in CATALOGUE:
-        if declaration.make is None:
-            refused(
-                lambda name=declaration.dst.name: resolve(Selection(name)),  # type: ignore[misc]
-                "s.derived_scalar_type",
-                declaration.dst.name,
-                kind=Unimplemented,
-            )
-
-
-def test_components(subject: Subject) -> None:
-    def resolve(spec: ComponentSpec, by_token_pair: bool = False) -> object:
-        return resolve_component(
-            spec,
-            subject.model.shape,
-            TOKENS,
-            has_loss=False,
-            field="spec",
-            loss_field="inference.loss",
-            by_token_pair=by_token_pair,
-        )
-
-    resolve(ComponentSpec("attn_write_norm", 1, 2))
-    resolve(ComponentSpec("unflattened_attn_write_norm", 1, 2), by_token_pair=True)
-    at = "spec.component"
-    refused(
-        lambda: resolve(ComponentSpec("attn_qk_probs", 0, 0)),
-        f"{at}.derived_scalar_type",
-        "attended_to_sequence_tokens",
-    )
-    refused(
-        lambda: resolve(ComponentSpec("mlp_post_act", 0, 0), by_token_pair=True),
-        f"{at}.derived_scalar_type",
-        "token pair",
-    )
-    refused(lambda: resolve(ComponentSpec("mlp_post_act", 9, 0)), f"{at}.layer_index", "layer 9")
-    refused(lambda: resolve(ComponentSpec("mlp_post_act", None, 0)), f"{at}.layer_index", "needs")
-    for index in (NEURONS, -1):
-        refused(
-            lambda index=index: resolve(ComponentSpec("mlp_post_act", 0, index)),  # type: ignore[misc]
-            f"{at}.component_index",
-            f"has {NEURONS}",
-        )
-    refused(
-        lambda: resolve(ComponentSpec("mlp_act_times_grad", 0, 0)), "inference.loss", "give a loss"
-    )
-
-
-def test_top_nodes(subject: Subject) -> None:
-    def resolve(spec: TopNodesSpec) -> object:
-        return resolve_top_nodes(
-            spec,
-            subject.model.shape,
-            TOKENS,
-            has_loss=False,
-            field="spec",
-            loss_field="inference.loss",
-        )
-
-    def group(*dsts: str, name: str = "write_norm") -> ScalarGroup:
-        return ScalarGroup(name, dsts)
-
-    heads = "unflattened_attn_write_norm"
-    cases: list[tuple[TopNodesSpec, str, str]] = [
-        (
-            TopNodesSpec((group("mlp_post_act"), group("mlp_pre_act"))),
-            "spec.groups[1].group_id",
-            "twice",
-        ),
-        (
-            TopNodesSpec((group("mlp_post_act", "mlp_pre_act"),)),
-            "spec.groups[0].derived_scalar_types",
-            "mlp_neuron, mlp_neuron",
-        ),
-        (
-            TopNodesSpec(
-                (group("mlp_post_act", heads), group(heads, "mlp_post_act", name="activation"))
-            ),
-            "spec.groups[1].derived_scalar_types",
-            "same order",
-        ),
-        (
-            TopNodesSpec((group("mlp_post_act", "attn_write"),)),
-            "spec.groups[0].derived_scalar_types[1]",
-            "4 dimensions",
-        ),
-        (
-            TopNodesSpec((group("nonsense"),)),
-            "spec.groups[0].derived_scalar_types[0]",
-            "nonsense",
-        ),
-        (
-            TopNodesSpec((group(heads), group("attn_write_norm", name="activation"))),
-            "spec.groups[1].derived_scalar_types[0]",
-            "not indexed as",
-        ),
-        (
-            TopNodesSpec(
-                (group("mlp_layer_write_norm"), group("token_attribution", name="activation"))
-            ),
-            "inference.loss",
-            "give a loss",
-        ),
-        (
-            TopNodesSpec((group("mlp_layer_write_norm"), group("always_one", name="activation"))),
-            "spec.groups[1].derived_scalar_types[0]",
-            "not indexed as",
-        ),
-        (
-            TopNodesSpec((group("attn_write_norm"),), token_index=0),
-            "spec.token_index",
-            "token pair",
-        ),
-        (TopNodesSpec((group("always_one"),), pass_type=BACKWARD), "spec.pass_type", "backward"),
-        (TopNodesSpec((group("mlp_act_times_grad"),)), "inference.loss", "give a loss"),
-        (TopNodesSpec((group("mlp_post_act"),), token_index=TOKENS), "spec.token_index", "6"),
-        (TopNodesSpec((group("mlp_post_act"),), token_index=-7), "spec.token_index", "-7"),
-        (
-            TopNodesSpec((group("mlp_post_act"),), sum_dimensions=(Dimension.ATTN_HEADS,)),
-            "spec.sum_dimensions.dimensions[0]",
-            "attn_heads",
-        ),
-    ]
-    for spec, field, word in cases:
-        refused(lambda spec=spec: resolve(spec), field, word)  # type: ignore[misc]
-    shape = subject.model.shape
-    tokens = MAX_NODES // (shape.layers * NEURONS) + 1
-    refused(
-        lambda: resolve_top_nodes(
-            TopNodesSpec((group("mlp_post_act"),)),
-            shape,
-            tokens,
-            has_loss=False,
-            field="spec",
-            loss_field="",
-        ),
-        "spec.top_and_bottom_count",
-        str(MAX_NODES),
-        kind=ResourceExhausted,
-    )
 
 
 def test_a_gradient_needs_a_loss_and_the_estimate_grows(subject: Subject) -> None:
