@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from services.records.components import Component, View
+from services.records.fast_reading import read_record
 from services.records.sequences import (
-    Samples,
     TokenPairSequences,
     TokenSequences,
     token_pair_sequences,
     token_sequences,
 )
-from shared.formats.decoding import decode_neuron_record
-from shared.formats.records import NeuronRecord
+from services.records.stored import Samples, StoredRecord
 
 _Sequences = TypeVar("_Sequences", TokenSequences, TokenPairSequences)
 
@@ -56,7 +55,7 @@ def token_record(
     data: bytes, dataset: str, component: Component, view: View, source: str
 ) -> Record[TokenSequences]:
     """The record in `data`, a file's content, by token; errors name the file `source`."""
-    stored = decode_neuron_record(data, source)
+    stored = read_record(data, source)
     columns, maximum = token_sequences(_groups(stored, view), _NUM_SCALING, source)
     return _record(stored, columns, maximum, dataset, component, view)
 
@@ -65,26 +64,18 @@ def token_pair_record(
     data: bytes, dataset: str, component: Component, view: View, source: str
 ) -> Record[TokenPairSequences]:
     """The record in `data`, a file's content, by token pair; errors name the file `source`."""
-    stored = decode_neuron_record(data, source)
+    stored = read_record(data, source)
     columns, maximum = token_pair_sequences(_groups(stored, view), _NUM_SCALING, source)
     return _record(stored, columns, maximum, dataset, component, view)
 
 
-def _groups(stored: NeuronRecord, view: View) -> list[Samples]:
-    groups = [
-        Samples(stored.most_positive_activation_records, "most_positive_activation_records"),
-        Samples(stored.random_sample, "random_sample"),
-    ]
-    if view.quantile_samples:
-        groups += [
-            Samples(records, f"random_sample_by_quantile[{position}]")
-            for position, records in enumerate(stored.random_sample_by_quantile or [])
-        ]
-    return groups
+def _groups(stored: StoredRecord, view: View) -> list[Samples]:
+    quantiles = stored.quantiles if view.quantile_samples else []
+    return [stored.top, stored.random, *quantiles]
 
 
 def _record(
-    stored: NeuronRecord,
+    stored: StoredRecord,
     columns: list[_Sequences],
     maximum: float,
     dataset: str,
@@ -96,7 +87,7 @@ def _record(
         moments = Moments(
             *(
                 value if value is not None and math.isfinite(value) else None
-                for value in (stored.mean, stored.variance, stored.skewness, stored.kurtosis)
+                for value in stored.moments
             )
         )
     return Record(

@@ -9,39 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.records.precision import FloatArray, compact
+from services.records.stored import Samples
+from services.records.tokens import Tokens
 from shared.errors import InvalidArgument
 from shared.formats import token_pairs
 from shared.formats.decoding import corrupt
-from shared.formats.records import ActivationRecord
 from shared.normalization import largest_finite, normalized
 
-# Coordinates of at most so many places are kept for the next record: 2 MB each.
+# Layouts of at most so many values are kept for the next record: about 1 MB each.
 _LARGEST_KEPT = 2**17
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The sequences of one part of a record file, and the name of that part in the file."""
-
-    records: list[ActivationRecord]
-    part: str
-
-    def field(self, position: int) -> str:
-        """Path, in the file, of the sequence at `position`."""
-        return f"{self.part}[{position}]"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequences:
     """Sequences with one activation a token; N is the number of all tokens.
 
-    `tokens` [N], `lengths` [sequences], `activations` and `normalized` [N].
+    `all_tokens` [N], `lengths` [sequences], `activations` and `normalized` [N].
     """
 
-    tokens: list[str]
+    all_tokens: Tokens
     lengths: list[int]
     activations: FloatArray
     normalized: NDArray[np.float32]
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens as texts."""
+        return self.all_tokens.texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +50,12 @@ class Summary:
 class TokenPairSequences:
     """Sequences with one activation a token pair; K pairs and N tokens in all.
 
-    `tokens` [N]; `lengths` and `caps` [sequences]; `activations` and `normalized` [K], row after
-    row (see `shared.formats.token_pairs`); the summaries [N]. In is over the row of a token, as the
-    attending one, Out over its column, as the attended-to one.
+    `all_tokens` [N]; `lengths` and `caps` [sequences]; `activations` and `normalized` [K], row
+    after row (see `shared.formats.token_pairs`); the summaries [N]. In is over the row of a token,
+    as the attending one, Out over its column, as the attended-to one.
     """
 
-    tokens: list[str]
+    all_tokens: Tokens
     lengths: list[int]
     caps: list[int]
     activations: FloatArray
@@ -70,6 +64,11 @@ class TokenPairSequences:
     max_in: Summary
     total_out: Summary
     max_out: Summary
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens as texts."""
+        return self.all_tokens.texts
 
 
 def token_sequences(
@@ -82,16 +81,16 @@ def token_sequences(
     activations differ; InvalidArgument where that is because the file is by token pair.
     """
     _check_by_token(groups, source)
-    values = [_flat(group.records) for group in groups]
+    values = [group.values for group in groups]
     maximum = largest_finite(values[:num_scaling])
     columns = [
         TokenSequences(
-            tokens=_tokens(group.records),
-            lengths=_lengths(group.records),
-            activations=compact(array),
-            normalized=normalized(array, maximum),
+            all_tokens=group.tokens,
+            lengths=group.lengths,
+            activations=compact(group.values),
+            normalized=normalized(group.values, maximum),
         )
-        for group, array in zip(groups, values, strict=True)
+        for group in groups
     ]
     return columns, largest_finite(values[:1]) or 0.0
 
@@ -105,26 +104,26 @@ def token_pair_sequences(
     none that token pairs can have.
     """
     caps = [_caps(group, source) for group in groups]
-    values = [_flat(group.records) for group in groups]
+    values = [group.values for group in groups]
     sums = [
-        _summaries(array, _lengths(group.records), group_caps)
-        for group, group_caps, array in zip(groups, caps, values, strict=True)
+        _summaries(group.values, group.lengths, group_caps)
+        for group, group_caps in zip(groups, caps, strict=True)
     ]
     maximum = largest_finite(values[:num_scaling])
     maxima = [largest_finite(series[:num_scaling]) for series in zip(*sums, strict=True)]
     columns = []
-    for group, group_caps, array, summaries in zip(groups, caps, values, sums, strict=True):
+    for group, group_caps, summaries in zip(groups, caps, sums, strict=True):
         total_in, max_in, total_out, max_out = (
             Summary(compact(series), normalized(series, largest))
             for series, largest in zip(summaries, maxima, strict=True)
         )
         columns.append(
             TokenPairSequences(
-                tokens=_tokens(group.records),
-                lengths=_lengths(group.records),
+                all_tokens=group.tokens,
+                lengths=group.lengths,
                 caps=group_caps,
-                activations=compact(array),
-                normalized=normalized(array, maximum),
+                activations=compact(group.values),
+                normalized=normalized(group.values, maximum),
                 total_in=total_in,
                 max_in=max_in,
                 total_out=total_out,
@@ -134,51 +133,37 @@ def token_pair_sequences(
     return columns, largest_finite(values[:1]) or 0.0
 
 
-def _flat(records: list[ActivationRecord]) -> NDArray[np.float64]:
-    if not records:
-        return np.zeros(0, dtype=np.float64)
-    return np.concatenate([np.array(record.activations, dtype=np.float64) for record in records])
-
-
-def _tokens(records: list[ActivationRecord]) -> list[str]:
-    return [token for record in records for token in record.tokens]
-
-
-def _lengths(records: list[ActivationRecord]) -> list[int]:
-    return [len(record.tokens) for record in records]
-
-
 def _check_by_token(groups: list[Samples], source: str) -> None:
     for group in groups:
-        for position, record in enumerate(group.records):
-            num_tokens, num_values = len(record.tokens), len(record.activations)
-            if num_tokens == num_values:
-                continue
-            if all(_cap(each) is not None for group in groups for each in group.records):
-                raise InvalidArgument(
-                    f"{source} holds activations of token pairs; read it by token pair.",
-                    field="component.derived_scalar_type",
-                )
-            raise corrupt(
-                source,
-                f"has {num_values} activations of {num_tokens} tokens",
-                group.field(position),
+        if group.lengths == group.counts:
+            continue
+        if all(None not in _possible_caps(each) for each in groups):
+            raise InvalidArgument(
+                f"{source} holds activations of token pairs; read it by token pair.",
+                field="component.derived_scalar_type",
             )
+        for position, (length, count) in enumerate(zip(group.lengths, group.counts, strict=True)):
+            if length != count:
+                raise corrupt(
+                    source, f"has {count} activations of {length} tokens", group.field(position)
+                )
 
 
-def _cap(record: ActivationRecord) -> int | None:
-    return token_pairs.attended_cap(len(record.tokens), len(record.activations))
+def _possible_caps(group: Samples) -> list[int | None]:
+    return [
+        token_pairs.attended_cap(length, count)
+        for length, count in zip(group.lengths, group.counts, strict=True)
+    ]
 
 
 def _caps(group: Samples, source: str) -> list[int]:
     caps = []
-    for position, record in enumerate(group.records):
-        cap = _cap(record)
+    for position, cap in enumerate(_possible_caps(group)):
         if cap is None:
             raise corrupt(
                 source,
-                f"has {len(record.activations)} activations, which no token pairs of "
-                f"{len(record.tokens)} tokens have",
+                f"has {group.counts[position]} activations, which no token pairs of "
+                f"{group.lengths[position]} tokens have",
                 group.field(position),
             )
         caps.append(cap)
@@ -195,46 +180,59 @@ def _summaries(
     num_tokens = sum(lengths)
     if not values.size:
         return tuple(np.zeros(num_tokens) for _ in range(4))
-    rows, columns, starts = _coordinates(lengths, caps)
+    layout = _layout(lengths, caps)
     finite = np.isfinite(values)
     every = bool(finite.all())
     addends = values if every else np.where(finite, values, 0.0)
     candidates = values if every else np.where(finite, values, -np.inf)
-    max_in = np.maximum.reduceat(candidates, starts)
-    max_out = np.full(num_tokens, -np.inf)
-    np.maximum.at(max_out, columns, candidates)
+    addends_by_column = addends[layout.by_column]
+    candidates_by_column = addends_by_column if every else candidates[layout.by_column]
+    max_in = np.maximum.reduceat(candidates, layout.rows)
+    total_out, max_out = np.zeros(num_tokens), np.zeros(num_tokens)
+    max_out[layout.attended] = np.maximum.reduceat(candidates_by_column, layout.columns)
     max_in[~np.isfinite(max_in)] = 0.0
     max_out[~np.isfinite(max_out)] = 0.0
-    total_in = np.bincount(rows, weights=addends, minlength=num_tokens).astype(np.float64)
-    total_out = np.bincount(columns, weights=addends, minlength=num_tokens).astype(np.float64)
+    # Sums of finite values may still overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total_in = np.add.reduceat(addends, layout.rows)
+        total_out[layout.attended] = np.add.reduceat(addends_by_column, layout.columns)
     return total_in, max_in, total_out, max_out
 
 
-def _coordinates(
-    lengths: list[int], caps: list[int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Attending and attended-to token of every value, as positions among all tokens.
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the values of each token's row and column are, K values of N tokens.
 
-    And where each token's row starts: rows lie one after the other, and none is empty.
+    `rows` [N]: where each token's row starts: rows lie one after the other, and none is empty.
+    `by_column` [K]: the values' positions column by column, and `columns` where in that each column
+    starts that has a value, of the tokens `attended`.
     """
+
+    rows: NDArray[np.int64]
+    by_column: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    attended: NDArray[np.int64]
+
+
+def _layout(lengths: list[int], caps: list[int]) -> _Layout:
     shapes = tuple(zip(lengths, caps, strict=True))
     if sum(length * cap for length, cap in shapes) <= _LARGEST_KEPT:
-        return _kept_coordinates(shapes)
-    return _new_coordinates(shapes)
+        return _kept_layout(shapes)
+    return _new_layout(shapes)
 
 
-def _new_coordinates(
-    shapes: tuple[tuple[int, int], ...],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _new_layout(shapes: tuple[tuple[int, int], ...]) -> _Layout:
     of_shape = {shape: token_pairs.coordinates(*shape) for shape in set(shapes)}
     num_pairs = [len(of_shape[shape][0]) for shape in shapes]
     lengths = np.array([length for length, _ in shapes], dtype=np.int64)
     firsts = np.repeat(np.cumsum(lengths) - lengths, num_pairs)
-    rows = np.concatenate([of_shape[shape][0] for shape in shapes])
-    columns = np.concatenate([of_shape[shape][1] for shape in shapes])
-    rows, columns = rows + firsts, columns + firsts
-    return rows, columns, np.flatnonzero(np.diff(rows, prepend=-1))
+    rows = np.concatenate([of_shape[shape][0] for shape in shapes]) + firsts
+    columns = np.concatenate([of_shape[shape][1] for shape in shapes]) + firsts
+    by_column = np.argsort(columns, kind="stable")
+    columns = columns[by_column]
+    starts = np.flatnonzero(np.diff(columns, prepend=-1))
+    return _Layout(np.flatnonzero(np.diff(rows, prepend=-1)), by_column, starts, columns[starts])
 
 
 # The sequences of a dataset's records mostly have the same lengths.
-_kept_coordinates = lru_cache(maxsize=8)(_new_coordinates)
+_kept_layout = lru_cache(maxsize=8)(_new_layout)

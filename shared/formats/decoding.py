@@ -80,7 +80,7 @@ def decode_simulation_results(data: bytes, source: str) -> SimulationResults:
     Explanations that are null are left out. Raises DataLoss as `decode_neuron_record` does, also
     where the file is empty or has a second line that is not blank.
     """
-    _check_memory(data, source)
+    check_memory(data, source)
     lines = [line for line in data.split(b"\n") if line.strip()]
     if len(lines) != 1:
         found = f"{len(lines)} lines" if lines else "nothing"
@@ -100,7 +100,7 @@ def corrupt(source: str, what: str, field: str = "") -> DataLoss:
 
 
 def _decode(data: bytes, cls: type[_Class], source: str) -> _Class:
-    _check_memory(data, source)
+    check_memory(data, source)
     try:
         decoded: _Class = _DECODERS[cls].decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -124,7 +124,7 @@ def memory_bound(data: bytes, *, lenient: bool) -> int:
     return 2 * bound if lenient and _SURROGATE.search(data) else bound
 
 
-def _check_memory(data: bytes, source: str, *, lenient: bool = False) -> None:
+def check_memory(data: bytes, source: str, *, lenient: bool = False) -> None:
     """ResourceExhausted where `data` may take more than MAX_PARSED_BYTES once it is parsed."""
     if len(data) <= _SURELY_SMALL:
         return
@@ -140,7 +140,7 @@ def _check_memory(data: bytes, source: str, *, lenient: bool = False) -> None:
 
 def _parse(data: bytes, source: str) -> Any:
     """The JSON value in `data`, with bare NaN, Infinity and -Infinity as floats."""
-    _check_memory(data, source, lenient=True)
+    check_memory(data, source, lenient=True)
     if not data.strip():
         raise corrupt(source, "is empty, where a JSON object was to be")
     try:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from services.records.components import TOKEN_PAIR_TYPES, Component
 from services.records.precision import compact
-from services.records.sequences import Samples, token_pair_sequences, token_sequences
+from services.records.sequences import token_pair_sequences, token_sequences
+from services.records.stored import Samples
 from shared.errors import DataLoss, InvalidArgument
 from shared.formats.records import ActivationRecord
 from shared.normalization import largest_finite, normalized
@@ -58,7 +59,9 @@ def assert_same(got: np.ndarray, want: list[float]) -> None:
 @settings(deadline=None)
 @given(st.lists(by_token, max_size=4), st.lists(by_token, max_size=4))
 def test_by_token(top: list[ActivationRecord], random: list[ActivationRecord]) -> None:
-    columns, maximum = token_sequences([Samples(top, "top"), Samples(random, "random")], 2, "f")
+    columns, maximum = token_sequences(
+        [Samples.of(top, "top"), Samples.of(random, "random")], 2, "f"
+    )
     assert maximum == largest_of([x for record in top for x in record.activations])
     largest = largest_of([x for record in top + random for x in record.activations])
     for got, records in zip(columns, (top, random), strict=True):
@@ -72,7 +75,7 @@ def test_by_token(top: list[ActivationRecord], random: list[ActivationRecord]) -
 @settings(deadline=None)
 @given(st.lists(by_pair, max_size=4), st.lists(by_pair, max_size=3))
 def test_by_token_pair(top: list[ActivationRecord], random: list[ActivationRecord]) -> None:
-    groups = [Samples(top, "top"), Samples(random, "random")]
+    groups = [Samples.of(top, "top"), Samples.of(random, "random")]
     columns, maximum = token_pair_sequences(groups, 2, "f")
     assert maximum == largest_of([x for record in top for x in record.activations])
     summaries = [[summarize(record) for record in records] for records in (top, random)]
@@ -119,9 +122,9 @@ def summarize(record: ActivationRecord) -> tuple[list[float], ...]:
 
 def test_quantile_samples_are_scaled_by_top_and_random() -> None:
     groups = [
-        Samples([ActivationRecord([2.0], ["a"])], "top"),
-        Samples([ActivationRecord([1.0], ["b"])], "random"),
-        Samples([ActivationRecord([8.0, 0.5], ["c", "d"])], "quantile"),
+        Samples.of([ActivationRecord([2.0], ["a"])], "top"),
+        Samples.of([ActivationRecord([1.0], ["b"])], "random"),
+        Samples.of([ActivationRecord([8.0, 0.5], ["c", "d"])], "quantile"),
     ]
     columns, _ = token_sequences(groups, 2, "f")
     assert_same(columns[2].normalized, [1.0, 0.25])
@@ -129,8 +132,8 @@ def test_quantile_samples_are_scaled_by_top_and_random() -> None:
 
 def test_different_lengths_are_data_loss() -> None:
     groups = [
-        Samples([ActivationRecord([1.0], ["a"])], "most_positive_activation_records"),
-        Samples([ActivationRecord([1.0], ["b"]), ActivationRecord([1.0, 2.0], ["c"])], "random"),
+        Samples.of([ActivationRecord([1.0], ["a"])], "most_positive_activation_records"),
+        Samples.of([ActivationRecord([1.0], ["b"]), ActivationRecord([1.0, 2.0], ["c"])], "random"),
     ]
     with pytest.raises(DataLoss) as caught:
         token_sequences(groups, 2, "set/0/1.json")
@@ -141,14 +144,14 @@ def test_different_lengths_are_data_loss() -> None:
 
 
 def test_token_pairs_are_not_read_by_token() -> None:
-    groups = [Samples([ActivationRecord([1.0, 2.0, 3.0], ["a", "b"])], "top")]
+    groups = [Samples.of([ActivationRecord([1.0, 2.0, 3.0], ["a", "b"])], "top")]
     with pytest.raises(InvalidArgument) as caught:
         token_sequences(groups, 1, "f")
     assert caught.value.field == "component.derived_scalar_type"
 
 
 def test_empty_records() -> None:
-    groups = [Samples([], "top"), Samples([ActivationRecord([], [])], "random")]
+    groups = [Samples.of([], "top"), Samples.of([ActivationRecord([], [])], "random")]
     tokens, maximum = token_sequences(groups, 2, "f")
     assert maximum == 0.0
     assert tokens[1].lengths == [0]
@@ -162,7 +165,7 @@ def test_doubles_stay_doubles_only_where_they_must() -> None:
     assert compact(np.array([1.0, np.inf, np.nan])).dtype == np.float32
     assert compact(np.array([1e39, np.nan])).dtype == np.float64
     huge = token_sequences(
-        [Samples([ActivationRecord([-1e300, 1e300], ["a", "b"])], "top")], 1, "f"
+        [Samples.of([ActivationRecord([-1e300, 1e300], ["a", "b"])], "top")], 1, "f"
     )
     assert huge[0][0].activations.tolist() == [-1e300, 1e300]
     assert huge[0][0].normalized.tolist() == [0.0, 1.0]
@@ -171,7 +174,7 @@ def test_doubles_stay_doubles_only_where_they_must() -> None:
 
 def test_sums_may_overflow() -> None:
     record = ActivationRecord([1e308, 1e308, 1e308], ["a", "b"])
-    columns, _ = token_pair_sequences([Samples([record], "top")], 1, "f")
+    columns, _ = token_pair_sequences([Samples.of([record], "top")], 1, "f")
     assert columns[0].total_in.values[1] == math.inf
     assert math.isnan(columns[0].total_in.normalized[1])
 

@@ -1,0 +1,191 @@
+"""The fast reading of record files: from the bytes to columns, without an object a number.
+
+It reads what is written today and nothing else. Whatever is unusual in a file, be it right or
+wrong, it declines; then `shared.formats.decoding` reads the file, which alone says what is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import simdjson
+from numpy.typing import NDArray
+
+from services.records.stored import QUANTILES, RANDOM, TOP, Samples, StoredRecord, quantile_part
+from services.records.tokens import Tokens, packed_tokens
+from shared.formats.decoding import check_memory, decode_neuron_record
+from shared.formats.records import CLASS_NAME_FIELD
+
+_MOMENTS = ("mean", "variance", "skewness", "kurtosis")
+_BOUNDARIES = "quantile_boundaries"
+_KEYS = frozenset({CLASS_NAME_FIELD, "neuron_id", TOP, RANDOM, QUANTILES, _BOUNDARIES, *_MOMENTS})
+_ID_KEYS = frozenset({"neuron_index", "layer_index"})
+_INT64_MAX = 2**63 - 1
+_BRACKET, _BACKSLASH = ord("["), ord("\\")
+
+# What simdjson and its proxies raise for content that is not JSON, or is something else than what
+# it is taken for.
+_UNUSUAL = (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+
+
+class _Unusual(ValueError):
+    """The file holds something that the slow reading has to judge."""
+
+
+def read_record(data: bytes, source: str) -> StoredRecord:
+    """The content of a record file; `source` is the file's name in errors.
+
+    Raises as `shared.formats.decoding.decode_neuron_record` does.
+    """
+    check_memory(data, source)
+    stored = read_usual_record(data)
+    return StoredRecord.of(decode_neuron_record(data, source)) if stored is None else stored
+
+
+def read_usual_record(data: bytes) -> StoredRecord | None:
+    """The content of a record file, None where anything in it is unusual."""
+    if not data.startswith(b"{"):
+        # White space, or a byte order mark, which simdjson passes over.
+        return None
+    try:
+        # A parser of its own: what is parsed lives in it, and it is not for two threads.
+        return _Reading(data).record(simdjson.Parser().parse(data))
+    except _UNUSUAL:
+        return None
+
+
+@dataclass(slots=True)
+class _Part:
+    """What was found of a part: by sequence the numbers' bytes and count, the list of tokens."""
+
+    name: str
+    numbers: list[Any] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
+class _Reading:
+    """One reading of a file. It counts lists, as simdjson takes a list within a list of numbers
+    for the numbers in it: where the file has more brackets than were looked for there is one."""
+
+    def __init__(self, data: bytes) -> None:
+        self._characters = np.frombuffer(data, dtype=np.uint8)
+        self._brackets = 0
+        self._brackets_in_text = 0
+
+    def record(self, record: Any) -> StoredRecord:
+        _usual(type(record) is simdjson.Object)
+        keys = list(record)
+        fields = {key: record[key] for key in keys}
+        # Of a key that is there twice the last counts, but simdjson finds the first.
+        _usual(len(keys) == len(fields) and _KEYS.issuperset(keys))
+        _usual(fields.get(CLASS_NAME_FIELD, "NeuronRecord") == "NeuronRecord")
+        _check_id(fields["neuron_id"])
+        parts = [
+            self._part(fields.get(TOP, ()), TOP),
+            self._part(fields.get(RANDOM, ()), RANDOM),
+            *(
+                self._part(records, quantile_part(position))
+                for position, records in enumerate(self._items(fields.get(QUANTILES)))
+            ),
+        ]
+        boundaries = self._boundaries(fields.get(_BOUNDARIES))
+        moments = tuple(_number_or_none(fields.get(name, math.nan)) for name in _MOMENTS)
+        top, random, *quantiles = self._samples(parts)
+        self._check_brackets()
+        return StoredRecord(top, random, quantiles, boundaries, moments)
+
+    def _items(self, value: Any) -> Iterable[Any]:
+        """The items of a list that may be null."""
+        if value is None or value == ():
+            return ()
+        _usual(type(value) is simdjson.Array)
+        self._brackets += 1
+        items: Iterable[Any] = value
+        return items
+
+    def _boundaries(self, value: Any) -> list[float] | None:
+        return None if value is None else [_number(item) for item in self._items(value)]
+
+    def _part(self, records: Any, name: str) -> _Part:
+        _usual(records is not None)
+        part = _Part(name)
+        for record in self._items(records):
+            # All keys that are found make up all that there are: none is there twice.
+            size = len(record)
+            _usual(size == 2 or (size == 3 and record[CLASS_NAME_FIELD] == "ActivationRecord"))
+            activations, tokens = record["activations"], record["tokens"]
+            _usual(type(tokens) is simdjson.Array)
+            part.numbers.append(activations.as_buffer(of_type="d"))
+            part.counts.append(len(activations))
+            part.texts.append(tokens)
+            part.lengths.append(len(tokens))
+        self._brackets += 2 * len(part.counts)
+        return part
+
+    def _samples(self, parts: list[_Part]) -> list[Samples]:
+        samples = []
+        for part, tokens in zip(parts, self._tokens(parts), strict=True):
+            values: NDArray[np.float64] = np.frombuffer(b"".join(part.numbers), dtype=np.float64)
+            _usual(values.size == sum(part.counts))
+            samples.append(Samples(part.name, tokens, part.lengths, values, part.counts))
+        return samples
+
+    def _tokens(self, parts: list[_Part]) -> list[Tokens]:
+        lists = [tokens.mini for part in parts for tokens in part.texts]
+        written = b"".join(lists)
+        lengths = [length for part in parts for length in part.lengths]
+        packed = packed_tokens(written, lengths, [len(part.texts) for part in parts])
+        if packed is not None:
+            self._brackets_in_text = written.count(b"[") - len(lists)
+            return packed
+        return [self._unpacked(part) for part in parts]
+
+    def _unpacked(self, part: _Part) -> Tokens:
+        texts = [text for tokens in part.texts for text in tokens.as_list()]
+        _usual(len(texts) == sum(part.lengths))
+        # What is no string raises.
+        self._brackets_in_text += "".join(texts).count("[")
+        return Tokens(texts)
+
+    def _check_brackets(self) -> None:
+        found = np.count_nonzero(self._characters == _BRACKET)
+        _usual(found == self._brackets + self._brackets_in_text)
+        if self._brackets_in_text:
+            # One that is written as an escape would make up for one of a list.
+            _usual(not _has_escaped_brackets(self._characters))
+
+
+def _has_escaped_brackets(characters: NDArray[np.uint8]) -> bool:
+    """Whether the JSON may have a bracket as \\u005b."""
+    at = np.flatnonzero(characters == _BACKSLASH)
+    at = at[at + 4 < characters.size]
+    escape = (characters[at + step] == ord(character) for step, character in enumerate("u005", 1))
+    return bool(np.logical_and.reduce(list(escape)).any())
+
+
+def _check_id(value: Any) -> None:
+    fields = value.as_dict()
+    _usual(len(value) == len(fields))
+    _usual(fields.pop(CLASS_NAME_FIELD, "NeuronId") == "NeuronId")
+    _usual(fields.keys() == _ID_KEYS)
+    _usual(all(type(index) is int and index <= _INT64_MAX for index in fields.values()))
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _number(value: Any) -> float:
+    _usual(type(value) is float or type(value) is int)
+    return float(value)
+
+
+def _usual(condition: bool) -> None:
+    if not condition:
+        raise _Unusual
