@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +30,7 @@ class Server(ThreadingHTTPServer):
 class Store:
     """Answers as Azure does, but for blobs whose names say otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.seen: Counter[str] = Counter()
         self.hosts: set[str] = set()
         self.broken = False
@@ -39,11 +41,16 @@ class Store:
         self.hanging_hosts: set[str] = set()
         self.go_on = threading.Event()
         self.server = Server(("127.0.0.1", 0), handler_of(self))
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self.server.socket = tls.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self.server.server_port}"
 
     def settings(self, **options: Any) -> Storage:
         chosen = {"read_timeout_seconds": 60.0, "timeout_seconds": 60.0, **options}
@@ -151,6 +158,16 @@ def redirected(handler: Any) -> None:
     handler.send(302, b"", Location="http://127.0.0.1:9/secret")
 
 
+def bomb(handler: Any) -> None:
+    """A gigabyte, packed."""
+    packed = zlib.compressobj(9, wbits=31)
+    megabyte = bytes(2**20)
+    body = b"".join([*(packed.compress(megabyte) for _ in range(2**10)), packed.flush()])
+    handler.send(
+        206, body, Content_Range=f"bytes 0-{len(body) - 1}/{len(body)}", Content_Encoding="gzip"
+    )
+
+
 def babbling(handler: Any) -> None:
     handler.wfile.write(b"\x00\x01 this is no HTTP\r\n\r\n")
     handler.close_connection = True
@@ -176,6 +193,7 @@ BEHAVIOURS: dict[str, Callable[[Any], None]] = {
 
 # Its body never comes.
 BAD = sorted(BEHAVIOURS)
+BEHAVIOURS["bomb"] = bomb
 BEHAVIOURS["says-it-is-large"] = lambda handler: handler.send(
     206, b"", 2**20, Content_Range=f"bytes 0-{2**20 - 1}/{10**12}"
 )

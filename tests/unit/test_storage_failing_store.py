@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +95,53 @@ def test_blobs_that_are_asked_for_too_often_do_not_stop_the_others(store: Store)
             assert_tells_nothing(caught.value)
         store.throttled = False
         assert files.read(folder, "good") == CONTENT
+
+
+def test_what_is_packed_is_bounded_as_it_is_unpacked(store: Store) -> None:
+    files = FileStore(store.settings(retries=0), max_bytes=16 * 2**20)
+    tracemalloc.start()
+    with pytest.raises(Unavailable):
+        files.read(FOLDER, "bomb")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+@pytest.fixture
+def encrypted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The store behind https://, with a certificate that the system trusts."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    made_of = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", *options, *made_of], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    made = Store(context)
+    yield made
+    made.close()
+
+
+async def test_who_gives_up_frees_the_thread_of_an_encrypted_store(encrypted: Store) -> None:
+    blobs = Blobs(encrypted.settings(requests_per_store=2))
+    assert await blobs.read(FOLDER, "good") == CONTENT
+    for _ in range(2):
+        reads = [asyncio.create_task(blobs.read(FOLDER, "hangs")) for _ in range(4)]
+        await asyncio.sleep(0.2)
+        for read in reads:
+            read.cancel()
+        await asyncio.wait(reads)
+        assert await asyncio.wait_for(blobs.read(FOLDER, "good"), SECONDS) == CONTENT
+    await asyncio.wait_for(asyncio.to_thread(blobs.close), SECONDS)
+
+
+def test_a_certificate_that_nobody_knows(encrypted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(Unavailable) as caught:
+        FileStore(encrypted.settings(retries=0)).read(FOLDER, "good")
+    assert_tells_nothing(caught.value)
+    assert encrypted.seen == {}
 
 
 @pytest.mark.parametrize("path", ["az://fails/box", "gs://box"])

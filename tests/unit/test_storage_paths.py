@@ -307,6 +307,28 @@ def test_a_link_that_is_swapped_in_after_the_check_is_refused(
     assert set(os.listdir(world.secret / "0")) <= {*before, local.LOCK_FILE}
 
 
+def test_a_dataset_that_is_a_link_may_be_led_elsewhere_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = tmp_path / "current"
+    for name in ("old", "new"):
+        (tmp_path / name / "0").mkdir(parents=True)
+        (tmp_path / name / FILE).write_text(name)
+    current.symlink_to("old")
+    really = local.real_path
+
+    def resolved(folder: Folder, relative: str) -> str:
+        path = really(folder, relative)
+        (tmp_path / "next").symlink_to("new")
+        (tmp_path / "next").rename(current)
+        return path
+
+    monkeypatch.setattr(local, "real_path", resolved)
+    store = FileStore()
+    assert store.read(Folder.trusted(str(current)), FILE) == b"old"
+    assert store.read(Folder.trusted(str(current)), FILE) == b"new"
+
+
 def test_what_is_no_file_is_not_even_opened(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder.trusted(str(world.root))
     with socket.socket(socket.AF_UNIX) as bound:

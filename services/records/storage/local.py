@@ -65,7 +65,7 @@ def read(folder: Folder, relative: str, max_bytes: int) -> bytes | None:
             raise corrupt(name, "is a link in a circle") from error
         raise failure(name, error) from error
     try:
-        _check_opened(handle, folder, name)
+        _check_opened(handle, path, folder, name)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise corrupt(name, "is no file")
@@ -164,13 +164,15 @@ def _entries(entries: Iterable[os.DirEntry[str]], states: bool) -> Iterator[Entr
                 yield Entry(entry.name, entry.is_dir())
 
 
-def _check_opened(handle: int, folder: Folder, name: str) -> None:
-    """InvalidArgument where a link was swapped in after its path was resolved."""
+def _check_opened(handle: int, path: str, folder: Folder, name: str) -> None:
+    """InvalidArgument where a link out of the root was swapped in after the path was resolved."""
     try:
         opened = os.readlink(f"{_HANDLES}/{handle}")
     except OSError:
         return
-    # One that was replaced meanwhile is called so, with " (deleted)" after its name.
+    # One that was replaced meanwhile has " (deleted)" after its name.
+    if opened.removesuffix(" (deleted)") == path:
+        return
     if not (is_within(opened, folder.root) or is_within(opened, os.path.realpath(folder.root))):
         raise outside(name)
 
@@ -194,7 +196,7 @@ def _locked(place: Path, deadline: float, folder: Folder, relative: str) -> Iter
     name = folder.file_name(relative)
     handle = os.open(place / LOCK_FILE, _LOCK, 0o666)
     try:
-        _check_opened(handle, folder, name)
+        _check_opened(handle, str(place / LOCK_FILE), folder, name)
         # A lock that is waited for could not be given up when the time is over.
         while not _lock(handle):
             if time.monotonic() > deadline:
