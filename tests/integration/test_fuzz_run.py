@@ -56,3 +56,28 @@ def test_what_reaches_something_new_is_kept(
     assert fuzzing.keep("shapes", tmp_path / "work") == 1
     kept = sorted(path.read_bytes() for path in corpus.iterdir())
     assert kept == [bytes([0, 0, 0, 0, 0]), bytes([3, 6, 0, 5, 0])]
+
+
+def test_a_find_is_told_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fuzz(name: str, seconds: int, work: Path) -> tuple[int, str]:
+        return (77, "AssertionError: what was found") if name == "shapes" else (0, "")
+
+    kept: list[str] = []
+    monkeypatch.setattr(fuzzing, "fuzz", fuzz)
+    monkeypatch.setattr(fuzzing, "keep", lambda name, work: kept.append(name) or 0)
+    names = ["records", "shapes"]
+    monkeypatch.setattr("sys.argv", ["fuzz", *names, "--keep", "--work", str(tmp_path)])
+    assert fuzzing.main() == 1
+    assert kept == ["records"]
+    assert "what was found" in capsys.readouterr().out
+
+
+def test_what_does_not_end_is_a_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its time is over before the worker has started.
+    monkeypatch.setattr(fuzzing, "_SECONDS_BESIDE", -0.9)
+    monkeypatch.chdir(REPOSITORY)
+    status, log = fuzzing.fuzz("shapes", 1, tmp_path)
+    assert status != 0
+    assert "did not end" in log
