@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from services.records.search.columns import Selection
 from services.records.search.documents import FileKey, Text, storable
 from services.records.search.index import ExplanationIndex
-from services.records.search.index_semantic import DIMENSIONS
+from services.records.search.index_semantic import DIMENSIONS, VectorIndex
 from services.records.search.paging import (
     MAX_HITS,
     Position,
     fingerprint,
+    folder_key,
     from_token,
     ranked,
     to_token,
@@ -221,4 +222,158 @@ def test_a_full_disk_never_makes_one_explanation_answer_for_another(tmp_path: Pa
     hits, _ = index.search_text("apples", Selection((folder,)), None, 10)
     assert index.store.documents([hit.id for hit in hits]) == {}
     assert found(index, "submarines") == ["submarines"]
+    index.close()
+
+
+def paging(relevances: dict[tuple[int, int, int, int], float]):  # type: ignore[no-untyped-def]
+    where = np.array(list(relevances)).reshape(-1, 4)
+    values = np.array(list(relevances.values()))
+
+    def best(limit: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(-values, kind="stable")[:limit]
+        return order.astype(np.int64), values[order]
+
+    return best, lambda ids: where[ids]
+
+
+@given(factor=st.sampled_from([0.5, 0.999, 1.0, 1.001, 3.0]), size=st.integers(1, 30))
+def test_pages_go_on_after_the_same_hit_where_all_relevances_move(factor: float, size: int) -> None:
+    relevances = {(0, 1, number, 0): 1.0 + number // 20 for number in range(60)}
+    first = ranked(*paging(relevances), None, size)
+    # Something came, better than all: it may be found by who asks anew.
+    later = {place: factor * value for place, value in relevances.items()} | {(0, 0, 0, 0): 9.0}
+    after = Position(first[-1].order, len(first))
+    rest = ranked(*paging(later), after, MAX_HITS)
+    whole = ranked(*paging(relevances), None, MAX_HITS)
+    assert [hit.order[1:] for hit in first + rest] == [hit.order[1:] for hit in whole]
+
+
+def test_pages_go_on_where_a_hit_was_that_is_gone() -> None:
+    relevances = {(0, 1, number, 0): 1.0 for number in range(9)}
+    first = ranked(*paging(relevances), None, 4)
+    del relevances[(0, 1, 3, 0)]
+    rest = ranked(*paging(relevances), Position(first[-1].order, 4), 9)
+    assert [hit.order[3] for hit in rest] == [4, 5, 6, 7, 8]
+
+
+def test_a_position_stays_in_its_folder_where_others_come_before() -> None:
+    a, b, c = (folder_key(name) for name in "abc")
+    position = Position((-1.0, 1, 2, 3, 4), 7, c)
+    assert position.among([a, b, c]).order == (-1.0, 2, 2, 3, 4)
+    assert position.among([c]).order == (-1.0, 0, 2, 3, 4)
+    assert position.among([a, b]) == position
+    again = from_token(to_token(position, b"12345678"), b"12345678")
+    assert again == position
+
+
+def full(index: ExplanationIndex) -> None:
+    """As on a disk without room: SQLite may take no more pages."""
+    database = index.store._database
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_a_full_disk_leaves_what_was_written_down_searchable(tmp_path: Path) -> None:
+    index = filled(tmp_path)
+    full(index)
+    folder = index.folder("/explanations")
+    long = [Text(f"a hen {number} " + "x" * 500, 0.5) for number in range(100)]
+    with pytest.raises(sqlite3.Error):
+        # Takes away what was there and adds what there is no room for.
+        index.replace(FileKey(folder, 0, 1), "v2", [Text("an owl", 0.1)])
+        for number in range(100):
+            index.replace(FileKey(folder, 5, number), "v1", long)
+        index.commit()
+    assert sorted(found(index, "cat dog")) == ["a cat", "a dog", "cats"]
+    assert found(index, "hen owl") == []
+    assert index.count() == (3, 3)
+    query = vectors(1)[0].astype(np.float32)
+    assert len(index.search_semantic(query, Selection((folder,)), None, 9)[0]) == 3
+    # Vectors that can't be kept are searched.
+    index.store._database.execute("PRAGMA max_page_count = 100000")
+    index.replace(FileKey(folder, 6, 0), "v1", [Text("a cow", 0.5)])
+    index.commit()
+    assert found(index, "cow") == ["a cow"]
+    index.close()
+    again = ExplanationIndex(tmp_path, MODEL)
+    again.load()
+    assert again.count()[0] == 4
+    again.close()
+
+
+def test_vectors_that_find_no_room_are_searched_all_the_same(tmp_path: Path) -> None:
+    index = ExplanationIndex(tmp_path, MODEL)
+    folder = index.folder("/explanations")
+    index.replace(FileKey(folder, 0, 0), "", [Text(f"text {each}", 0.0) for each in range(100)])
+    index.commit()
+    full(index)
+    documents = index.pending(100, 10**6)
+    with pytest.raises(sqlite3.Error):
+        index.embed(documents, vectors(100))
+    assert index.count() == (100, 100)
+    assert index.pending(100, 10**6) == []
+    index.close()
+
+
+def test_an_index_that_is_told_to_stop_loads_no_further(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    index = ExplanationIndex(tmp_path, MODEL)
+    index.stop()
+    index.load()
+    index.drop_unused_vectors()
+    assert index.count() == (0, 0)
+    index.close()
+    again = ExplanationIndex(tmp_path, MODEL)
+    again.load()
+    assert again.count() == (3, 3)
+    again.close()
+
+
+def test_long_texts_make_small_batches() -> None:
+    index = ExplanationIndex(None, MODEL)
+    folder = index.folder("/explanations")
+    sizes = (10, 3000, 20, 30)
+    index.replace(FileKey(folder, 0, 0), "", [Text("x" * size, 0.0) for size in sizes])
+    assert [len(document.text) for document in index.pending(9, 100)] == [30, 20]
+    assert [len(document.text) for document in index.pending(1, 100)] == [30]
+    index.replace(FileKey(folder, 0, 0), "", [Text("x" * size, 0.0) for size in sizes[:2]])
+    assert [len(document.text) for document in index.pending(9, 100)] == [3000]
+    index.close()
+
+
+def test_vectors_that_are_gone_free_their_room_in_time() -> None:
+    index = VectorIndex()
+    ids = np.arange(3000, dtype=np.int64)
+    drawn = vectors(3000)
+    index.add(ids, drawn)
+    selected = np.ones(3000, bool)
+    for number in ids[:2000]:
+        index.remove(np.array([number]))
+        selected[number] = False
+        got, _ = index.search(drawn[number].astype(np.float32), selected, 1)
+        assert got[0] != number
+    assert index._index.ntotal < 2100
+    # One that comes back is there once.
+    index.add(ids[1999:2000], drawn[1999:2000])
+    selected[1999] = True
+    got, cosines = index.search(drawn[1999].astype(np.float32), selected, 3000)
+    assert (got == 1999).sum() == 1
+    assert got[0] == 1999
+    assert len(got) == 1001
+    assert np.all(np.diff(cosines) <= 0)
+
+
+def test_nan_scores_and_signs_alone_are_no_obstacle() -> None:
+    index = ExplanationIndex(None, MODEL)
+    folder = index.folder("/explanations")
+    index.replace(FileKey(folder, 0, 0), "", [Text("cat", math.nan), Text("🙂 ::", math.nan)])
+    index.commit()
+    assert found(index, "cat") == ["cat"]
+    hits, matches = index.search_text("cat", Selection((folder,), (), -1e9), None, 9)
+    assert (hits, matches) == ([], 0)
+    assert index.search_text("cat", Selection(()), None, 9)[0] == []
+    index.embed(index.pending(9, 99), vectors(2))
+    query = vectors(1)[0].astype(np.float32)
+    assert index.search_semantic(query, Selection((folder,), (), -1e9), None, 9) == ([], 0)
+    assert len(index.search_semantic(query, Selection((folder,)), None, 9)[0]) == 2
     index.close()

@@ -78,22 +78,17 @@ class Columns:
             mask &= self._score >= selection.min_score
         return mask
 
-    def places(self, ids: Ids, folders: Sequence[int]) -> list[tuple[int, int, int, int]]:
-        """Folder by its position in `folders`, layer, component, ordinal; what ties are broken by.
+    def places(self, ids: Ids, folders: Sequence[int]) -> NDArray[np.int64]:
+        """Folder by its position in `folders`, layer, component, ordinal: [n, 4].
 
-        The position is -1 where a document is gone by now.
+        What ties are broken by. The position is -1 where a document is gone by now.
         """
-        position = {number: place for place, number in enumerate(folders)}
-        return [
-            (position.get(folder, -1), layer, component, ordinal)
-            for folder, layer, component, ordinal in zip(
-                self._folder[ids].tolist(),
-                self._layer[ids].tolist(),
-                self._component[ids].tolist(),
-                self._ordinal[ids].tolist(),
-                strict=True,
-            )
-        ]
+        position = np.full(len(ids), -1, np.int64)
+        for place, number in enumerate(folders):
+            position[self._folder[ids] == number] = place
+        return np.stack(
+            [position, self._layer[ids], self._component[ids], self._ordinal[ids]], axis=1
+        )
 
     def _grow(self, size: int) -> None:
         have = len(self._folder)

@@ -203,7 +203,7 @@ class ExplanationIndex:
             raise
 
     def _places(self, selection: Selection) -> Places:
-        def places(ids: Ids) -> list[tuple[int, int, int, int]]:
+        def places(ids: Ids) -> NDArray[np.int64]:
             with self._lock:
                 return self._columns.places(ids, selection.folders)
 

@@ -24,6 +24,8 @@ _DECIMALS = 6
 _LAYOUT = struct.Struct("<B8sdi8sqqiI")
 _VERSION = 2
 _CHECK_BYTES = 4
+_MORE = 8
+"""How many times more documents are looked at where too many are equally relevant."""
 
 Order = tuple[float, int, int, int, int]
 """Less relevance, folder by its position, layer, component, ordinal: what hits are sorted by."""
@@ -63,7 +65,8 @@ class Position:
 
 Best = Callable[[int], tuple[Ids, NDArray[np.float64]]]
 """Gives the ids and relevances of so many best documents, best first; ties in any order."""
-Places = Callable[[Ids], Sequence[tuple[int, int, int, int]]]
+Places = Callable[[Ids], NDArray[np.int64]]
+"""Gives folder by its position (-1: gone), layer, component, ordinal of documents: [n, 4]."""
 
 
 def ranked(best: Best, places: Places, after: Position | None, count: int) -> list[Ranked]:
@@ -85,23 +88,37 @@ def ranked(best: Best, places: Places, after: Position | None, count: int) -> li
             # Documents as relevant as the last one may have been cut off: which, nobody knows.
             kept = relevances > relevances[-1]
             ids, relevances = ids[kept], relevances[kept]
-        hits = [
-            Ranked(number, (-relevance, *place))
-            for number, relevance, place in zip(
-                ids.tolist(), relevances.tolist(), places(ids), strict=True
-            )
-            if place[0] >= 0
-        ]
-        hits.sort(key=lambda hit: hit.order)
-        begins = after is None
-        if after is not None:
-            last = next((hit for hit in hits if hit.order[1:] == after.order[1:]), None)
-            begins = last is not None
-            order = last.order if last else after.order
-            hits = [hit for hit in hits if hit.order > order]
-        if whole or (begins and len(hits) >= count):
-            return hits[:count]
-        limit = min(2 * limit, MAX_HITS + 1)
+        # Thousands may be equally relevant: objects are made of the page's hits only.
+        where = np.asarray(places(ids), np.int64).reshape(-1, 4)
+        there = where[:, 0] >= 0
+        ids, relevances, where = ids[there], relevances[there], where[there]
+        sorting = np.lexsort((*where.T[::-1], -relevances))
+        ids, relevances, where = ids[sorting], relevances[sorting], where[sorting]
+        start, begins = _start(relevances, where, after)
+        if whole or (begins and len(ids) - start >= count):
+            page = slice(start, start + count)
+            return [
+                Ranked(number, (-relevance, *place))
+                for number, relevance, place in zip(
+                    ids[page].tolist(), relevances[page].tolist(), where[page].tolist(), strict=True
+                )
+            ]
+        limit = min(_MORE * limit, MAX_HITS + 1)
+
+
+def _start(
+    relevances: NDArray[np.float64], where: NDArray[np.int64], after: Position | None
+) -> tuple[int, bool]:
+    """Index of the first of sorted hits after a position, and whether it is sure to be."""
+    if after is None:
+        return 0, True
+    relevance, *place = after.order
+    last = np.flatnonzero((where == place).all(axis=1))
+    if len(last):
+        return int(last[0]) + 1, True
+    first, end = (int(np.searchsorted(-relevances, relevance, side)) for side in ("left", "right"))
+    before = sum(tuple(each) <= tuple(place) for each in where[first:end].tolist())
+    return first + before, False
 
 
 def folder_key(path: str) -> bytes:
