@@ -1,4 +1,4 @@
-"""`docs/configuration.md` says what `shared/settings.py` does: every key, default, error."""
+"""`docs/configuration.md` says what `shared/settings` does: every key, default, error."""
 
 from __future__ import annotations
 
