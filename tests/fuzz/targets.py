@@ -26,10 +26,12 @@ from services.records.convert import (
     view_of,
 )
 from services.records.datasets import DatasetRegistry
+from services.records.fast_reading import read_usual_record
 from services.records.loading import token_pair_record, token_record
 from services.records.simulation_messages import stored_explanation
 from services.records.storage import listing
 from services.records.storage.folders import Folder
+from services.records.stored import StoredRecord
 from shared.errors import DataLoss, InvalidArgument, NeuropilError, ResourceExhausted
 from shared.formats import token_pairs
 from shared.formats.decoding import decode_neuron_record, decode_simulation_results
@@ -87,8 +89,12 @@ _VALIDATOR = protovalidate.Validator()
 
 
 def records(data: bytes) -> None:
-    """The record parser, the writer, and both ways to columns and messages."""
+    """The record parser, the fast one, the writer, and both ways to columns and messages."""
     stored = _compared(data, decode_neuron_record, slow_reading.record)
+    usual = read_usual_record(data)
+    if usual is not None:
+        assert stored is not None, "read, where it is not to be"
+        assert _columns(usual) == _columns(StoredRecord.of(stored))
     if stored is None:
         return
     groups = [
@@ -230,6 +236,20 @@ def _is_text(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _columns(stored: StoredRecord) -> str:
+    """All of a record, where NaN equals NaN and 0.0 is not -0.0."""
+    return repr(
+        [
+            [
+                (part.part, part.tokens.texts, part.lengths, part.values.tolist(), part.counts)
+                for part in (stored.top, stored.random, *stored.quantiles)
+            ],
+            stored.quantile_boundaries,
+            stored.moments,
+        ]
+    )
 
 
 def _check_message(message: Any, columns: Any, groups: list[list[ActivationRecord]]) -> None:
