@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
 import neuropil
-from neuropil.channel import open_aio_channel
 from neuropil.errors import NeuropilError, atranslated
 from neuropil.names import DERIVED_SCALAR_TYPES, component_id
 from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_tensor
-from services.records.app import record_services
+from services.records.storage.blobs import FileStore
+from services.records.storage.folders import Folder
 from shared.formats.encoding import encode, write_atomically
 from shared.formats.records import NeuronId
 from shared.formats.simulations import (
@@ -30,9 +32,9 @@ from shared.formats.simulations import (
     ScoredExplanation,
     ScoredSimulation,
 )
-from shared.rpc.server import ServerOptions, start_server
 from shared.settings import Dataset, Deployment, Search
 from tests.conftest import REPOSITORY
+from tests.integration.records_running import serving
 from tests.load.processes import server
 
 MLP = "mlp_post_act"
@@ -81,17 +83,6 @@ def deployment(root: Path, **search: Any) -> Deployment:
     )
 
 
-@asynccontextmanager
-async def serving(configured: Deployment) -> AsyncIterator[Any]:
-    async with record_services(configured) as services:
-        running = await start_server(services, ServerOptions("records"))
-        try:
-            async with open_aio_channel(f"127.0.0.1:{running.port}") as channel:
-                yield v1.RecordReaderStub(channel)
-        finally:
-            await running.drain(5)
-
-
 @pytest.fixture
 async def stub(root: Path) -> AsyncIterator[Any]:
     async with serving(deployment(root)) as opened:
@@ -121,11 +112,31 @@ async def complete(stub: Any, query: str, **more: Any) -> v1.SearchExplanationsR
             await asyncio.sleep(0.05)
 
 
-async def eventually(stub: Any, query: str, texts: set[str]) -> None:
+async def eventually(stub: Any, query: str, texts: set[str], *, only: str = "") -> None:
+    """Until these are the texts that are found, of those that have `only` in them."""
     async with asyncio.timeout(30):
         found = None
         while found != texts:
-            found = texts_of(await stub.SearchExplanations(request(query)))
+            answer = await stub.SearchExplanations(request(query))
+            found = {text for text in texts_of(answer) if only in text}
+            await asyncio.sleep(0.05)
+
+
+async def put(stub: Any, folder: Path, text: str) -> None:
+    message = v1.PutExplanationRequest(
+        component=component_id(MLP, 4, 4),
+        explanation_dataset=str(folder),
+        explanation=text,
+        scored_simulation=scored_message(),
+    )
+    async with atranslated():
+        await stub.PutExplanation(message)
+
+
+async def until_indexed(count: int) -> None:
+    name, labels = "neuropil_records_search_indexed_explanations", {"mode": "text"}
+    async with asyncio.timeout(30):
+        while REGISTRY.get_sample_value(name, labels) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -252,6 +263,8 @@ async def test_pages_hold_every_hit_once_in_a_stable_order(root: Path) -> None:
     for index in range(130):
         explain(root / "expl", 5, index, ("the same zebra", 0.1), (f"zebra number {index}", 0.2))
     async with serving(deployment(root)) as stub:
+        # Relevances depend on all that is indexed.
+        await complete(stub, "cats", dataset="other")
         whole = await complete(stub, "zebra", page_size=1000)
         assert len(whole.hits) == whole.num_matches == 260
         assert not whole.next_page_token
@@ -291,6 +304,83 @@ async def test_files_that_come_change_and_go_are_followed(stub: Any, root: Path)
     await eventually(stub, "giraffe", set())
 
 
+async def test_a_dataset_whose_folder_is_deleted_is_empty(stub: Any, root: Path) -> None:
+    shutil.rmtree(root / "expl")
+    await eventually(stub, "cats", {"cats again"})
+    answer = await complete(stub, "cats")
+    assert answer.index.num_explanations == 1
+    shutil.rmtree(root / "cached")
+    await eventually(stub, "cats", set())
+    explain(root / "expl", 0, 0, ("cats are back", 0.5))
+    await eventually(stub, "cats", {"cats are back"})
+
+
+async def test_pages_go_on_where_they_were_while_explanations_come(root: Path) -> None:
+    for index in range(60):
+        explain(root / "expl", 5, index, ("the same zebra", 0.1))
+    async with serving(deployment(root)) as stub:
+        await complete(stub, "cats", dataset="other")
+        await complete(stub, "zebra")
+        found: list[int] = []
+        token = ""
+        while True:
+            page = await stub.SearchExplanations(request("zebra", page_size=7, page_token=token))
+            found += [hit.component.component_index for hit in page.hits]
+            token = page.next_page_token
+            if not token:
+                break
+            # Each one changes the relevance of all, and comes in a folder before all others.
+            name = f"news {len(found)}"
+            explain(root / "expl", 5, 1000 + len(found), (f"no {name} of horses", 0.5))
+            await eventually(stub, name, {f"no {name} of horses"}, only=name)
+        assert found == list(range(60))
+
+
+async def test_what_is_written_elsewhere_holds_no_search_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+    async with serving(deployment(root, rescan_seconds=3600)) as stub:
+        await complete(stub, "cats", dataset="other")
+        await complete(stub, "cats")
+        path = root / "expl" / "4" / "4.jsonl"
+        await put(stub, root / "expl", "an okapi")
+        assert texts_of(await stub.SearchExplanations(request("okapi"))) == {"an okapi"}
+        # From now on the folder's store hangs.
+        read = FileStore.read
+
+        def hanging(self: FileStore, folder: Folder, relative: str) -> bytes | None:
+            if folder.path == str(root / "expl"):
+                opened.wait(60)
+            return read(self, folder, relative)
+
+        monkeypatch.setattr(FileStore, "read", hanging)
+        try:
+            await put(stub, root / "expl", "a second okapi")
+            elsewhere = await stub.SearchExplanations(request("cats", dataset="other"), timeout=4)
+            assert elsewhere.index.complete
+            # Its own search waits for a bounded time, and says that something is missing.
+            own = await stub.SearchExplanations(request("okapi"), timeout=30)
+            assert texts_of(own) == {"an okapi"}
+            assert not own.index.complete
+        finally:
+            opened.set()
+        own = await complete(stub, "okapi")
+        assert texts_of(own) == {"an okapi", "a second okapi"}
+        assert path.is_file()
+
+
+async def test_what_is_written_is_read_also_if_nobody_searches(root: Path) -> None:
+    async with serving(deployment(root, rescan_seconds=3600)) as stub:
+        await complete(stub, "cats", dataset="other")
+        await complete(stub, "cats")
+        # Where nothing is searched, nothing is to be remembered.
+        await put(stub, root / "open" / "mine", "an okapi that is not searched")
+        for number in range(20):
+            await put(stub, root / "expl", f"okapi {number}")
+        await until_indexed(26)
+
+
 async def test_a_corrupt_file_is_counted_and_left_out(stub: Any, root: Path) -> None:
     path = explain(root / "expl", 8, 1, ("a giraffe", 0.5))
     await eventually(stub, "giraffe", {"a giraffe"})
@@ -305,14 +395,7 @@ async def test_what_is_put_is_found_at_once(root: Path) -> None:
     async with serving(deployment(root, rescan_seconds=3600)) as stub:
         await complete(stub, "cats")
         for folder in ("expl", "cached/a", "cached/new"):
-            put = v1.PutExplanationRequest(
-                component=component_id(MLP, 4, 4),
-                explanation_dataset=str(root / folder),
-                explanation=f"an okapi in {folder}",
-                scored_simulation=scored_message(),
-            )
-            async with atranslated():
-                await stub.PutExplanation(put)
+            await put(stub, root / folder, f"an okapi in {folder}")
             found = await stub.SearchExplanations(request("okapi"))
             assert f"an okapi in {folder}" in texts_of(found)
         assert len(found.hits) == 3
