@@ -46,22 +46,27 @@ def examples(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "clients/python/README.md"])
-def test_the_python_example_runs(page: str, running: dict[str, str], tmp_path: Path) -> None:
-    (example,) = examples(page, "python")
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("clients/python/README.md", 3)])
+def test_the_python_examples_run(
+    page: str, count: int, running: dict[str, str], tmp_path: Path
+) -> None:
     connect = ", ".join(f"{s}='{running[s]}'" for s in ("records", "scalars", "simulation"))
-    changed, number = re.subn(
-        r"neuropil\.connect\([^)]*\)", f"neuropil.connect({connect})", example
-    )
-    assert number == 1
-    script = tmp_path / "example.py"
-    script.write_text(changed, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert "nan" not in done.stdout
+    found = examples(page, "python")
+    assert len(found) == count
+    for example in found:
+        changed, number = re.subn(
+            r"neuropil\.connect\([^)]*\)", f"neuropil.connect({connect})", example
+        )
+        changed = changed.replace('"127.0.0.1:50051"', repr(running["records"]))
+        assert number == 1 or running["records"] in changed
+        script = tmp_path / "example.py"
+        script.write_text(changed, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+        assert "nan" not in done.stdout
 
 
 def test_the_curl_example_runs(running: dict[str, str]) -> None:
