@@ -16,7 +16,6 @@ import simdjson
 from numpy.typing import NDArray
 
 from services.records.stored import QUANTILES, RANDOM, TOP, Samples, StoredRecord, quantile_part
-from services.records.tokens import Tokens, packed_tokens
 from shared.formats.decoding import check_memory, decode_neuron_record
 from shared.formats.records import CLASS_NAME_FIELD
 
@@ -26,6 +25,10 @@ _KEYS = frozenset({CLASS_NAME_FIELD, "neuron_id", TOP, RANDOM, QUANTILES, _BOUND
 _ID_KEYS = frozenset({"neuron_index", "layer_index"})
 _INT64_MAX = 2**63 - 1
 _BRACKET, _BACKSLASH = ord("["), ord("\\")
+
+# A parser that is used again has its memory, some fifteen times the largest file so far.
+_MAX_KEPT_BYTES = 2**20
+_parsers: list[simdjson.Parser] = []
 
 # What simdjson and its proxies raise for content that is not JSON, or is something else than what
 # it is taken for.
@@ -51,21 +54,28 @@ def read_usual_record(data: bytes) -> StoredRecord | None:
     if not data.startswith(b"{"):
         # White space, or a byte order mark, which simdjson passes over.
         return None
+    # What is parsed lives in the parser, and it is not for two threads.
     try:
-        # A parser of its own: what is parsed lives in it, and it is not for two threads.
-        return _Reading(data).record(simdjson.Parser().parse(data))
+        parser = _parsers.pop()
+    except IndexError:
+        parser = simdjson.Parser()
+    try:
+        stored = _Reading(data).record(parser.parse(data))
     except _UNUSUAL:
         return None
+    if len(data) <= _MAX_KEPT_BYTES and not _parsers:
+        _parsers.append(parser)
+    return stored
 
 
 @dataclass(slots=True)
 class _Part:
-    """What was found of a part: by sequence the numbers' bytes and count, the list of tokens."""
+    """What was found of a part: all tokens, and by sequence the activations' bytes."""
 
     name: str
     numbers: list[Any] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
-    texts: list[Any] = field(default_factory=list)
+    tokens: list[Any] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
 
@@ -76,7 +86,7 @@ class _Reading:
     def __init__(self, data: bytes) -> None:
         self._characters = np.frombuffer(data, dtype=np.uint8)
         self._brackets = 0
-        self._brackets_in_text = 0
+        self._texts: list[str] = []
 
     def record(self, record: Any) -> StoredRecord:
         _usual(type(record) is simdjson.Object)
@@ -96,7 +106,7 @@ class _Reading:
         ]
         boundaries = self._boundaries(fields.get(_BOUNDARIES))
         moments = tuple(_number_or_none(fields.get(name, math.nan)) for name in _MOMENTS)
-        top, random, *quantiles = self._samples(parts)
+        top, random, *quantiles = [self._samples(part) for part in parts]
         self._check_brackets()
         return StoredRecord(top, random, quantiles, boundaries, moments)
 
@@ -123,41 +133,23 @@ class _Reading:
             _usual(type(tokens) is simdjson.Array)
             part.numbers.append(activations.as_buffer(of_type="d"))
             part.counts.append(len(activations))
-            part.texts.append(tokens)
+            part.tokens += tokens.as_list()
             part.lengths.append(len(tokens))
         self._brackets += 2 * len(part.counts)
         return part
 
-    def _samples(self, parts: list[_Part]) -> list[Samples]:
-        samples = []
-        for part, tokens in zip(parts, self._tokens(parts), strict=True):
-            values: NDArray[np.float64] = np.frombuffer(b"".join(part.numbers), dtype=np.float64)
-            _usual(values.size == sum(part.counts))
-            samples.append(Samples(part.name, tokens, part.lengths, values, part.counts))
-        return samples
-
-    def _tokens(self, parts: list[_Part]) -> list[Tokens]:
-        lists = [tokens.mini for part in parts for tokens in part.texts]
-        written = b"".join(lists)
-        lengths = [length for part in parts for length in part.lengths]
-        packed = packed_tokens(written, lengths, [len(part.texts) for part in parts])
-        if packed is not None:
-            self._brackets_in_text = written.count(b"[") - len(lists)
-            return packed
-        return [self._unpacked(part) for part in parts]
-
-    def _unpacked(self, part: _Part) -> Tokens:
-        texts = [text for tokens in part.texts for text in tokens.as_list()]
-        _usual(len(texts) == sum(part.lengths))
+    def _samples(self, part: _Part) -> Samples:
+        values: NDArray[np.float64] = np.frombuffer(b"".join(part.numbers), dtype=np.float64)
+        _usual(values.size == sum(part.counts) and len(part.tokens) == sum(part.lengths))
         # What is no string raises.
-        self._brackets_in_text += "".join(texts).count("[")
-        return Tokens(texts)
+        self._texts.append("".join(part.tokens))
+        return Samples(part.name, part.tokens, part.lengths, values, part.counts)
 
     def _check_brackets(self) -> None:
-        found = np.count_nonzero(self._characters == _BRACKET)
-        _usual(found == self._brackets + self._brackets_in_text)
-        if self._brackets_in_text:
-            # One that is written as an escape would make up for one of a list.
+        more = np.count_nonzero(self._characters == _BRACKET) - self._brackets
+        if more:
+            # They are in texts, unless one that is written there as an escape hides one of a list.
+            _usual(more == sum(text.count("[") for text in self._texts))
             _usual(not _has_escaped_brackets(self._characters))
 
 

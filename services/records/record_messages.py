@@ -12,7 +12,6 @@ from services.records.components import Component
 from services.records.loading import Moments, Record
 from services.records.precision import FloatArray
 from services.records.sequences import Summary, TokenPairSequences, TokenSequences
-from services.records.tokens import Tokens
 from services.records.wire import Field, Parts, joined
 
 _TENSOR_DATA = Field(common.Tensor, "data")
@@ -82,9 +81,8 @@ def component_message(component: Component) -> common.ComponentId:
 
 
 def _token_sequences(columns: TokenSequences) -> Parts:
-    rest = common.TokenSequences(sequence_lengths=columns.lengths)
+    rest = common.TokenSequences(tokens=columns.tokens, sequence_lengths=columns.lengths)
     return [
-        _packed(columns.all_tokens),
         rest.SerializeToString(),
         *_tensors(_SEQUENCES, (columns.activations, columns.normalized)),
     ]
@@ -92,11 +90,11 @@ def _token_sequences(columns: TokenSequences) -> Parts:
 
 def _token_pair_sequences(columns: TokenPairSequences) -> Parts:
     rest = common.TokenPairSequences(
+        tokens=columns.tokens,
         sequence_lengths=columns.lengths,
         attended_to_caps=columns.caps,
     )
     parts = [
-        _packed(columns.all_tokens),
         rest.SerializeToString(),
         *_tensors(_PAIRS, (columns.activations, columns.normalized)),
     ]
@@ -104,13 +102,6 @@ def _token_pair_sequences(columns: TokenPairSequences) -> Parts:
     for field, summary in zip(_SUMMARIES, summaries, strict=True):
         parts += field.of(_summary(summary))
     return parts
-
-
-def _packed(tokens: Tokens) -> bytes:
-    """The field `tokens`, which is the first of sequences of both kinds."""
-    if tokens.packed is not None:
-        return tokens.packed
-    return common.TokenSequences(tokens=tokens.texts).SerializeToString()
 
 
 def _summary(summary: Summary) -> Parts:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from services.records.precision import FloatArray, compact
 from services.records.stored import Samples
-from services.records.tokens import Tokens
 from shared.errors import InvalidArgument
 from shared.formats import token_pairs
 from shared.formats.decoding import corrupt
@@ -24,18 +23,13 @@ _LARGEST_KEPT = 2**17
 class TokenSequences:
     """Sequences with one activation a token; N is the number of all tokens.
 
-    `all_tokens` [N], `lengths` [sequences], `activations` and `normalized` [N].
+    `tokens` [N], `lengths` [sequences], `activations` and `normalized` [N].
     """
 
-    all_tokens: Tokens
+    tokens: list[str]
     lengths: list[int]
     activations: FloatArray
     normalized: NDArray[np.float32]
-
-    @property
-    def tokens(self) -> list[str]:
-        """The tokens as texts."""
-        return self.all_tokens.texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +44,12 @@ class Summary:
 class TokenPairSequences:
     """Sequences with one activation a token pair; K pairs and N tokens in all.
 
-    `all_tokens` [N]; `lengths` and `caps` [sequences]; `activations` and `normalized` [K], row
+    `tokens` [N]; `lengths` and `caps` [sequences]; `activations` and `normalized` [K], row
     after row (see `shared.formats.token_pairs`); the summaries [N]. In is over the row of a token,
     as the attending one, Out over its column, as the attended-to one.
     """
 
-    all_tokens: Tokens
+    tokens: list[str]
     lengths: list[int]
     caps: list[int]
     activations: FloatArray
@@ -64,11 +58,6 @@ class TokenPairSequences:
     max_in: Summary
     total_out: Summary
     max_out: Summary
-
-    @property
-    def tokens(self) -> list[str]:
-        """The tokens as texts."""
-        return self.all_tokens.texts
 
 
 def token_sequences(
@@ -85,7 +74,7 @@ def token_sequences(
     maximum = largest_finite(values[:num_scaling])
     columns = [
         TokenSequences(
-            all_tokens=group.tokens,
+            tokens=group.tokens,
             lengths=group.lengths,
             activations=compact(group.values),
             normalized=normalized(group.values, maximum),
@@ -119,7 +108,7 @@ def token_pair_sequences(
         )
         columns.append(
             TokenPairSequences(
-                all_tokens=group.tokens,
+                tokens=group.tokens,
                 lengths=group.lengths,
                 caps=group_caps,
                 activations=compact(group.values),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.records.tokens import Tokens
 from shared.formats.records import ActivationRecord, NeuronRecord
 
 
@@ -21,7 +20,7 @@ class Samples:
     """
 
     part: str
-    tokens: Tokens
+    tokens: list[str]
     lengths: list[int]
     values: NDArray[np.float64]
     counts: list[int]
@@ -32,7 +31,7 @@ class Samples:
         values = [np.array(record.activations, dtype=np.float64) for record in records]
         return cls(
             part=part,
-            tokens=Tokens([token for record in records for token in record.tokens]),
+            tokens=[token for record in records for token in record.tokens],
             lengths=[len(record.tokens) for record in records],
             values=np.concatenate(values) if values else np.zeros(0, dtype=np.float64),
             counts=[len(record.activations) for record in records],

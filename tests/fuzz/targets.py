@@ -243,7 +243,7 @@ def _columns(stored: StoredRecord) -> str:
     return repr(
         [
             [
-                (part.part, part.tokens.texts, part.lengths, part.values.tolist(), part.counts)
+                (part.part, part.tokens, part.lengths, part.values.tolist(), part.counts)
                 for part in (stored.top, stored.random, *stored.quantiles)
             ],
             stored.quantile_boundaries,

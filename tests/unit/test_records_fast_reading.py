@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuropil.common import v1 as common
 from services.records.fast_reading import read_record, read_usual_record
-from services.records.stored import Samples, StoredRecord
-from services.records.tokens import Tokens, packed_tokens
+from services.records.stored import StoredRecord
 from shared.errors import DataLoss
 from shared.formats.decoding import decode_neuron_record
 from shared.formats.encoding import encode
@@ -30,7 +28,7 @@ def plain(stored: StoredRecord) -> str:
     parts = [stored.top, stored.random, *stored.quantiles]
     return repr(
         [
-            [(p.part, p.tokens.texts, p.lengths, p.values.tolist(), p.counts) for p in parts],
+            [(p.part, p.tokens, p.lengths, p.values.tolist(), p.counts) for p in parts],
             stored.quantile_boundaries,
             list(stored.moments),
         ]
@@ -45,10 +43,6 @@ def assert_declines_or_agrees(data: bytes) -> bool:
     assert plain(fast) == plain(StoredRecord.of(decode_neuron_record(data, "f")))
     for part in (fast.top, fast.random, *fast.quantiles):
         assert part.values.dtype == np.float64
-        if part.tokens.packed is not None:
-            message = common.TokenSequences.FromString(part.tokens.packed)
-            assert list(message.tokens) == part.tokens.texts
-            assert message.SerializeToString() == part.tokens.packed
     return True
 
 
@@ -137,20 +131,8 @@ def test_what_neuropil_writes_is_read_fast() -> None:
     assert assert_declines_or_agrees(encode(usual()))
     assert assert_declines_or_agrees(encode(usual()) + b"\n")
     assert assert_declines_or_agrees(json.dumps(json.loads(encode(usual())), indent=1).encode())
-    stored = read_usual_record(encode(usual()))
-    assert stored is not None
-    assert stored.top.tokens.packed is not None
     bare = b'{"neuron_id":{"neuron_index":1,"layer_index":1}}'
     assert assert_declines_or_agrees(bare)
-
-
-def test_other_texts_are_read_fast_unpacked() -> None:
-    for text in ("x" * 128, "\x01", "\b", "é" * 64):
-        record = NeuronRecord(NeuronId(3, 1), random_sample=[ActivationRecord([1.0], [text])])
-        stored = read_usual_record(encode(record))
-        assert stored is not None
-        assert stored.random.tokens.packed is None
-        assert assert_declines_or_agrees(encode(record))
 
 
 @pytest.mark.parametrize(
@@ -217,21 +199,3 @@ def test_what_is_declined_is_read_slowly() -> None:
     first = read_record(data, "f").random.values
     assert math.isnan(first[0])
     assert first[1] == -1.0
-
-
-def test_packing_needs_lists_of_strings() -> None:
-    packed = packed_tokens(b'["a","b"]["c"]', [2, 1], [1, 0, 1])
-    assert packed is not None
-    assert [tokens.texts for tokens in packed] == [["a", "b"], [], ["c"]]
-    for written, counts in (
-        (b'["a","b"]["c"]', [1, 2]),
-        (b'["a",1]', [2]),
-        (b'[1]{"a":"b"}', [1, 1]),
-        (b'{"a":"b"}[1]', [1, 1]),
-        (b'["a"][]', [1, 0]),
-        (b'[["a"],"b"]', [2]),
-        (b'["a",["b"]]', [2]),
-    ):
-        assert packed_tokens(written, counts, [len(counts)]) is None
-    assert Tokens(packed=b"").texts == []
-    assert Samples.of([], "part").values.size == 0
