@@ -191,6 +191,9 @@ class ExplanationSearch:
             keys = [folder_key(path_of(folder)) for folder in named.values()]
             begin = after.among(keys) if after else None
             selection = Selection(numbers, query.layer_indices, query.min_score)
+            # Before it is searched: what comes meanwhile may not be found.
+            read_through = sources.read_through
+            known, embedded = index.count_of(numbers)
             count = query.page_size or DEFAULT_PAGE_SIZE
             if vector is None:
                 found, matches = index.search_text(query.text, selection, begin, count + 1)
@@ -203,7 +206,6 @@ class ExplanationSearch:
             if page and len(found) > len(page) and last + len(page) < MAX_HITS:
                 end = page[-1].order
                 token = to_token(Position(end, last + len(page), keys[end[1]]), request)
-            known, embedded = index.count_of(numbers)
             unreadable = index.store.unreadable_files()
             return Hits(
                 [
@@ -215,7 +217,7 @@ class ExplanationSearch:
                 matches,
                 known,
                 embedded if query.semantic else known,
-                flushed and sources.read_through and (not query.semantic or embedded == known),
+                flushed and read_through and (not query.semantic or embedded == known),
                 sum(unreadable.get(number, 0) for number in numbers),
             )
 
