@@ -86,7 +86,7 @@ bench: setup ## Measure speed as ratios within one run
 
 .PHONY: bench-records
 bench-records: setup ## Measure reads of records against their targets
-	$(BIN)/python -m tests.load.bench records redis-client
+	$(BIN)/python -m tests.load.bench records redis-client gateway
 
 .PHONY: bench-search
 bench-search: setup ## Measure searches over 10,000 and 100,000 explanations

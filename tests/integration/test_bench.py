@@ -25,6 +25,7 @@ async def test_the_gateway_is_measured() -> None:
     text = "\n".join(await gateway_bench.measure(scale=0.01))
     assert text.count("records cold") == 2
     assert "beside one client" in text
+    assert text.count("| pass |") + text.count("| miss |") == 12
 
 
 async def test_clients_of_redis_are_measured() -> None:

@@ -63,7 +63,7 @@ def write_record(folder: Path, top: float, tokens: int = 1, values: int = 1) -> 
 
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
-    """Deployment of one record by token, and one by token pair that is 2 MB as an answer."""
+    """Deployment of one record by token, and one by token pair that is 1 MB as an answer."""
     write_record(tmp_path / "neurons", 2.0)
     write_record(tmp_path / "heads", 2.0, tokens=300, values=300 * 301 // 2)
     datasets = [
