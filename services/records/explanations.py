@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.records.components import Component
 from services.records.datasets import DatasetRegistry
@@ -95,7 +95,8 @@ async def find_sources(
     folders = [Folder.trusted(path) for path in dataset.explanation_dataset_paths]
     if dataset.cached_explanations_path is not None:
         parent = Folder.trusted(dataset.cached_explanations_path)
-        for name in sorted(await blobs.folders(parent)):
-            path = parent.file_name(name)
-            folders.append(Folder(path=path, name=path, root=parent.path))
+        folders += [
+            replace(Folder.trusted(parent.file_name(name)), root=parent.root)
+            for name in sorted(await blobs.folders(parent))
+        ]
     return Sources(folders, [])

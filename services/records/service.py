@@ -140,8 +140,6 @@ class RecordReaderService:
         folder = self._reader.registry.explanation_folder(request.explanation_dataset)
         scored = await asyncio.to_thread(stored_explanation, request, component.by_token_pair)
         replaced = await self._writer.put(component, folder, scored)
-        await self._reader.forget_explanations(component, folder)
-        self._search.changed(component, folder)
         return v1.PutExplanationResponse(replaced=replaced)
 
     async def SearchExplanations(

@@ -183,7 +183,7 @@ async def test_a_folder_that_can_not_be_written_to(
 async def test_a_write_is_finished_and_told_although_its_caller_goes(
     blobs: Blobs, folder: Folder
 ) -> None:
-    """Else the caches would answer for a day what it has replaced."""
+    """Else the caches would answer for a minute what it has replaced."""
     told: list[str] = []
 
     async def changed(component: Component, folder: Folder) -> None:
