@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 import neuropil
 from services.records.datasets import DatasetRegistry
@@ -46,7 +47,16 @@ PARAPHRASES = {
 """What a person may ask for, and the component whose explanation means it."""
 
 
-@pytest.fixture(autouse=True)
+# One model for all: it takes seconds to load, on a busy machine many.
+module_loop = pytest.mark.asyncio(loop_scope="module")
+
+# It says that it is there, and ends when it is asked.
+DYING = (
+    "import sys; sys.stdout.buffer.write(bytes(4)); sys.stdout.flush(); sys.stdin.buffer.read(4)"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _needs_the_model() -> None:
     if not is_installed():
         leave_out("NO SENTENCE MODEL: install neuropil-services[search]")
@@ -69,8 +79,8 @@ def search_over(*folders: Path, embedder: Embedder | None = None) -> Explanation
     )
 
 
-@pytest.fixture
-async def search() -> AsyncIterator[ExplanationSearch]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def search(_needs_the_model: None) -> AsyncIterator[ExplanationSearch]:
     made = search_over(DEMO / "explanations")
     async with made.running():
         yield made
@@ -85,6 +95,7 @@ async def complete(search: ExplanationSearch, text: str, **more: int) -> Hits:
             await asyncio.sleep(0.1)
 
 
+@module_loop
 async def test_paraphrases_are_found_far_better_than_by_chance(search: ExplanationSearch) -> None:
     found = 0
     for text, place in PARAPHRASES.items():
@@ -99,6 +110,7 @@ async def test_paraphrases_are_found_far_better_than_by_chance(search: Explanati
     assert found / len(PARAPHRASES) >= 0.7, found
 
 
+@module_loop
 async def test_signs_and_other_scripts_have_a_meaning_too(search: ExplanationSearch) -> None:
     for text in ("://", "🙂", "بيت", "x" * 4096, "\0", "-"):
         assert len((await complete(search, text)).hits) == 31
@@ -106,6 +118,7 @@ async def test_signs_and_other_scripts_have_a_meaning_too(search: ExplanationSea
     assert same[0].hits == same[1].hits
 
 
+@module_loop
 async def test_pages_by_meaning_hold_every_hit_once(search: ExplanationSearch) -> None:
     whole = await complete(search, "verbs")
     paged = []
@@ -120,6 +133,19 @@ async def test_pages_by_meaning_hold_every_hit_once(search: ExplanationSearch) -
     assert paged == whole.hits
 
 
+@module_loop
+async def test_vectors_are_unit_vectors_and_do_not_depend_on_the_batch(
+    search: ExplanationSearch,
+) -> None:
+    embedder = search.embedder
+    assert embedder is not None
+    together = await embedder.embed(["a", "a much longer text " * 20], for_query=False)
+    alone = await embedder.embed(["a"], for_query=True)
+    np.testing.assert_allclose(np.linalg.norm(together.astype(float), axis=1), 1, atol=2e-3)
+    np.testing.assert_allclose(together[0], alone[0], atol=2e-3)
+
+
+@module_loop
 async def test_a_killed_model_is_started_again(search: ExplanationSearch) -> None:
     before = await complete(search, "cities")
     assert search.embedder is not None
@@ -140,7 +166,7 @@ async def test_a_killed_model_is_started_again(search: ExplanationSearch) -> Non
 
 
 async def test_a_model_that_dies_while_it_is_asked_is_unavailable_for_a_while() -> None:
-    embedder = Embedder([sys.executable, "-c", "import sys; sys.stdin.buffer.read(4)"])
+    embedder = Embedder([sys.executable, "-c", DYING])
     made = search_over(DEMO / "explanations", embedder=embedder)
     async with made.running():
         for _ in range(2):
@@ -148,7 +174,7 @@ async def test_a_model_that_dies_while_it_is_asked_is_unavailable_for_a_while() 
                 await made.search("demo", MLP, Query("cities", semantic=True))
             assert caught.value.reason == "EMBEDDER_RESTARTING"
             assert caught.value.retry_after_seconds
-        assert (await made.search("demo", MLP, Query("cities"))).num_explanations in (0, 31)
+        assert (await made.search("demo", MLP, Query("cities"))).num_explanations <= 31
 
 
 async def test_a_caller_waits_no_longer_than_its_deadline_for_the_model() -> None:
@@ -190,14 +216,3 @@ def _runs(pid: int) -> bool:
         return False
     # Where nobody waits for orphans they stay as zombies.
     return state != "Z"
-
-
-async def test_vectors_are_unit_vectors_and_do_not_depend_on_the_batch() -> None:
-    embedder = Embedder()
-    try:
-        together = await embedder.embed(["a", "a much longer text " * 20], for_query=False)
-        alone = await embedder.embed(["a"], for_query=True)
-    finally:
-        await embedder.close()
-    np.testing.assert_allclose(np.linalg.norm(together.astype(float), axis=1), 1, atol=2e-3)
-    np.testing.assert_allclose(together[0], alone[0], atol=2e-3)
