@@ -97,9 +97,11 @@ class Batch:
                     ahead.popleft()
                 item = self._item(position, component, outcome)
                 largest = max(largest, item.num_bytes)
-                if not group.add(item):
+                if not group.has_room_for(item):
                     yield group.take()
-                    group.add(item)
+                group.add(item)
+                if group.is_full:
+                    yield group.take()
             if group:
                 yield group.take()
         finally:
@@ -170,14 +172,19 @@ class _Group:
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, item: BatchItem) -> bool:
-        """Add an item; False where there is no room. An empty group takes any."""
-        num_bytes = self._num_bytes + item.num_bytes
-        if self._items and (len(self._items) >= self._room or num_bytes > self._max_bytes):
-            return False
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for any other."""
+        return len(self._items) >= self._room or self._num_bytes >= self._max_bytes
+
+    def has_room_for(self, item: BatchItem) -> bool:
+        """Whether the item goes with those that are there; an empty group takes any."""
+        return not self._items or self._num_bytes + item.num_bytes <= self._max_bytes
+
+    def add(self, item: BatchItem) -> None:
+        """Add an item."""
         self._items.append(item)
-        self._num_bytes = num_bytes
-        return True
+        self._num_bytes += item.num_bytes
 
     def take(self) -> list[BatchItem]:
         """The items; an empty group with twice the room is left."""
