@@ -402,6 +402,23 @@ async def test_what_is_put_is_found_at_once(root: Path) -> None:
         assert {hit.explanation.score for hit in found.hits} == {0.5}
 
 
+async def test_a_folder_is_one_folder_however_it_is_written(root: Path) -> None:
+    configured = deployment(root, rescan_seconds=0.1)
+    (root / "x").mkdir()
+    first = configured.datasets[0].model_copy(
+        update={"cached_explanations_path": f"{root}/x/../cached/"}
+    )
+    configured = configured.model_copy(update={"datasets": (first,)})
+    async with serving(configured) as stub:
+        await complete(stub, "cats")
+        await put(stub, root / "cached" / "new", "an okapi")
+        for _ in range(2):
+            found = await complete(stub, "okapi")
+            assert [hit.explanation.text for hit in found.hits] == ["an okapi"]
+            # A scan comes in between.
+            await asyncio.sleep(0.5)
+
+
 async def test_search_by_meaning_that_is_off_says_so(stub: Any) -> None:
     error = await refused(stub, query="cats", mode=v1.SEARCH_MODE_SEMANTIC)
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "SEMANTIC_SEARCH_OFF")
