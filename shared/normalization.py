@@ -17,8 +17,7 @@ MARGIN = 1e-5
 
 def largest_finite(arrays: Iterable[NDArray[Any]]) -> float | None:
     """The largest finite value of all arrays, of any shapes; None where there is none."""
-    largest = (float(np.max(array, where=np.isfinite(array), initial=-np.inf)) for array in arrays)
-    maximum = max(largest, default=-np.inf)
+    maximum = max(map(_largest, arrays), default=-np.inf)
     return maximum if np.isfinite(maximum) else None
 
 
@@ -39,3 +38,14 @@ def normalized(values: NDArray[Any], maximum: float | None) -> NDArray[np.float3
     if not finite.all():
         result[~finite] = np.nan
     return result
+
+
+def _largest(array: NDArray[Any]) -> float:
+    """The largest finite value, -inf where there is none."""
+    if not array.size:
+        return -np.inf
+    largest = float(np.max(array))
+    # Mostly all values are finite, and then to look at each of them would only take time.
+    if np.isfinite(largest):
+        return largest
+    return float(np.max(array, where=np.isfinite(array), initial=-np.inf))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ _ID_KEYS = frozenset({"neuron_index", "layer_index"})
 _INT64_MAX = 2**63 - 1
 _BRACKET, _BACKSLASH = ord("["), ord("\\")
 
+_MOST_QUANTILES = 1000
+
 # A parser that is used again has its memory, some fifteen times the largest file so far.
 _MAX_KEPT_BYTES = 2**20
 _parsers: list[simdjson.Parser] = []
@@ -39,14 +41,16 @@ class _Unusual(ValueError):
     """The file holds something that the slow reading has to judge."""
 
 
-def read_record(data: bytes, source: str) -> StoredRecord:
+def read_record(data: bytes, source: str, *, with_quantiles: bool) -> StoredRecord:
     """The content of a record file; `source` is the file's name in errors.
 
     Raises as `shared.formats.decoding.decode_neuron_record` does.
     """
     check_memory(data, source)
     stored = read_usual_record(data)
-    return StoredRecord.of(decode_neuron_record(data, source)) if stored is None else stored
+    if stored is None:
+        return StoredRecord.of(decode_neuron_record(data, source), with_quantiles=with_quantiles)
+    return stored if with_quantiles else replace(stored, quantiles=[])
 
 
 def read_usual_record(data: bytes) -> StoredRecord | None:
@@ -101,7 +105,7 @@ class _Reading:
             self._part(fields.get(RANDOM, ()), RANDOM),
             *(
                 self._part(records, quantile_part(position))
-                for position, records in enumerate(self._items(fields.get(QUANTILES)))
+                for position, records in enumerate(self._few(fields.get(QUANTILES)))
             ),
         ]
         boundaries = self._boundaries(fields.get(_BOUNDARIES))
@@ -118,6 +122,11 @@ class _Reading:
         self._brackets += 1
         items: Iterable[Any] = value
         return items
+
+    def _few(self, value: Any) -> Iterable[Any]:
+        # Columns of nothing take far more memory than the brackets in the file.
+        _usual(value is None or len(value) <= _MOST_QUANTILES)
+        return self._items(value)
 
     def _boundaries(self, value: Any) -> list[float] | None:
         return None if value is None else [_number(item) for item in self._items(value)]

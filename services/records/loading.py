@@ -55,8 +55,8 @@ def token_record(
     data: bytes, dataset: str, component: Component, view: View, source: str
 ) -> Record[TokenSequences]:
     """The record in `data`, a file's content, by token; errors name the file `source`."""
-    stored = read_record(data, source)
-    columns, maximum = token_sequences(_groups(stored, view), _NUM_SCALING, source)
+    stored = read_record(data, source, with_quantiles=view.quantile_samples)
+    columns, maximum = token_sequences(_groups(stored), _NUM_SCALING, source)
     return _record(stored, columns, maximum, dataset, component, view)
 
 
@@ -64,14 +64,13 @@ def token_pair_record(
     data: bytes, dataset: str, component: Component, view: View, source: str
 ) -> Record[TokenPairSequences]:
     """The record in `data`, a file's content, by token pair; errors name the file `source`."""
-    stored = read_record(data, source)
-    columns, maximum = token_pair_sequences(_groups(stored, view), _NUM_SCALING, source)
+    stored = read_record(data, source, with_quantiles=view.quantile_samples)
+    columns, maximum = token_pair_sequences(_groups(stored), _NUM_SCALING, source)
     return _record(stored, columns, maximum, dataset, component, view)
 
 
-def _groups(stored: StoredRecord, view: View) -> list[Samples]:
-    quantiles = stored.quantiles if view.quantile_samples else []
-    return [stored.top, stored.random, *quantiles]
+def _groups(stored: StoredRecord) -> list[Samples]:
+    return [stored.top, stored.random, *stored.quantiles]
 
 
 def _record(

@@ -44,7 +44,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class StoredRecord:
-    """A record file's content.
+    """A record file's content; `quantiles` is empty where they were not asked for.
 
     `moments` are mean, variance, skewness and kurtosis; None or NaN where they are not known.
     """
@@ -56,14 +56,15 @@ class StoredRecord:
     moments: tuple[float | None, ...]
 
     @classmethod
-    def of(cls, record: NeuronRecord) -> StoredRecord:
+    def of(cls, record: NeuronRecord, *, with_quantiles: bool) -> StoredRecord:
         """The record as columns."""
+        quantiles = record.random_sample_by_quantile if with_quantiles else None
         return cls(
             top=Samples.of(record.most_positive_activation_records, TOP),
             random=Samples.of(record.random_sample, RANDOM),
             quantiles=[
                 Samples.of(records, quantile_part(position))
-                for position, records in enumerate(record.random_sample_by_quantile or [])
+                for position, records in enumerate(quantiles or [])
             ],
             quantile_boundaries=record.quantile_boundaries,
             moments=(record.mean, record.variance, record.skewness, record.kurtosis),

@@ -94,7 +94,7 @@ def records(data: bytes) -> None:
     usual = read_usual_record(data)
     if usual is not None:
         assert stored is not None, "read, where it is not to be"
-        assert _columns(usual) == _columns(StoredRecord.of(stored))
+        assert _columns(usual) == _columns(StoredRecord.of(stored, with_quantiles=True))
     if stored is None:
         return
     groups = [

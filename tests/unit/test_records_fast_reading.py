@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from services.records.fast_reading import read_record, read_usual_record
 from services.records.stored import StoredRecord
 from shared.errors import DataLoss
-from shared.formats.decoding import decode_neuron_record
+from shared.formats.decoding import decode_neuron_record, memory_bound
 from shared.formats.encoding import encode
 from shared.formats.records import ActivationRecord, NeuronId, NeuronRecord
 from tests.fuzz.mutation import mutated_json
@@ -40,7 +42,9 @@ def assert_declines_or_agrees(data: bytes) -> bool:
     fast = read_usual_record(data)
     if fast is None:
         return False
-    assert plain(fast) == plain(StoredRecord.of(decode_neuron_record(data, "f")))
+    assert plain(fast) == plain(
+        StoredRecord.of(decode_neuron_record(data, "f"), with_quantiles=True)
+    )
     for part in (fast.top, fast.random, *fast.quantiles):
         assert part.values.dtype == np.float64
     return True
@@ -190,12 +194,64 @@ def test_an_escaped_bracket_does_not_hide_a_list() -> None:
     data = data.replace("é\\n[".encode(), b"\\u005b\\n", 1)
     assert read_usual_record(data) is None
     with pytest.raises(DataLoss, match="activations"):
-        read_record(data, "f")
+        read_record(data, "f", with_quantiles=False)
+
+
+def test_quantiles_are_given_where_they_are_asked_for() -> None:
+    for data in (encode(usual()), b" " + encode(usual())):
+        asked = read_record(data, "f", with_quantiles=True)
+        assert [part.lengths for part in asked.quantiles] == [[2], [], [2, 2]]
+        assert read_record(data, "f", with_quantiles=False).quantiles == []
 
 
 def test_what_is_declined_is_read_slowly() -> None:
     data = encode(usual()).replace(b"[0.5,-1.0]", b"[null,-1.0]", 1)
     assert read_usual_record(data) is None
-    first = read_record(data, "f").random.values
+    first = read_record(data, "f", with_quantiles=False).random.values
     assert math.isnan(first[0])
     assert first[1] == -1.0
+
+
+_CHILD = """
+import sys
+from services.records.fast_reading import read_record
+from shared.errors import NeuropilError
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+with open(sys.argv[1], "rb") as file:
+    data = file.read()
+before = peak()
+try:
+    read_record(data, "f", with_quantiles=False)
+except NeuropilError:
+    pass
+print((peak() - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "item"),
+    [
+        ('"random_sample":[{"activations":[0%s],"tokens":[]}]', ",0"),
+        ('"random_sample":[{"activations":[],"tokens":["a"%s]}]', ',"a"'),
+        ('"random_sample_by_quantile":[[]%s]', ",[]"),
+        ('"random_sample":[{"activations":[[]%s],"tokens":[]}]', ",[]"),
+    ],
+)
+def test_reading_takes_no_more_memory_than_the_bound(
+    content: str, item: str, tmp_path: Path
+) -> None:
+    identity = '{"neuron_id":{"neuron_index":1,"layer_index":1},'
+    data = (identity + content % (item * (2**22 // len(item))) + "}").encode()
+    file = tmp_path / "record.json"
+    file.write_bytes(data)
+    child = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(file)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # 2 MiB of grace: the interpreter's own pools.
+    assert int(child.stdout) <= memory_bound(data, lenient=False) + 2**21
