@@ -186,6 +186,25 @@ def test_columns_that_do_not_fit_each_other_are_a_defect() -> None:
         b"".join(token_record_pieces(records.GetTokenRecordResponse(top_sequences=broken)))
 
 
+def test_lengths_that_do_not_add_up_are_a_defect() -> None:
+    columns = token_sequences([[("a", 1.0)], [("b", 2.0)]])
+    del columns.sequence_lengths[1:]
+    with pytest.raises(ValueError, match="2 tokens"):
+        list(token_record_pieces(records.GetTokenRecordResponse(top_sequences=columns)))
+
+
+@given(lengths=st.lists(st.integers(0, 5), max_size=8), size=st.integers(1, 7))
+def test_pieces_may_end_anywhere_in_a_sequence(lengths: list[int], size: int) -> None:
+    columns = token_sequences([[("t", float(step)) for step in range(each)] for each in lengths])
+    record = records.GetTokenRecordResponse(top_sequences=columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.gateway.encoding._PIECE_SIZE", size)
+        answer = decoded(token_record_pieces(record))
+    assert [len(sequence) for sequence in answer["topActivations"]] == lengths
+    for sequence in answer["topActivations"]:
+        assert [each["scalar"] for each in sequence] == list(range(len(sequence)))
+
+
 async def test_a_large_answer_gives_way_to_other_tasks() -> None:
     record = records.GetTokenPairRecordResponse(top_sequences=token_pair_sequences([600], [600]))
     whole = b"".join(token_pair_record_pieces(record))
