@@ -35,6 +35,7 @@ class Store:
         self.hosts: set[str] = set()
         self.broken = False
         self.throttled = False
+        self.denied: set[str] = set()
         self.drops = 0
         self.closed = False
         self.folders: list[str] | None = None
@@ -85,6 +86,8 @@ def handler_of(store: Store) -> type[BaseHTTPRequestHandler]:
             if store.closed or store.drops > 0:
                 store.drops -= 1
                 self.close_connection = True
+            elif name in store.denied:
+                self.send(403, b"secret detail")
             elif store.throttled and self.command != "HEAD":
                 self.send(429, b"secret detail")
             elif "maxresults=1" in url.query or self.command == "HEAD":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
+import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from services.records.storage import transport
 from services.records.storage.blobs import Blobs, FileStore
 from services.records.storage.circuit import FAILURES_IN_A_ROW
 from services.records.storage.folders import Folder
-from shared.errors import NeuropilError, ResourceExhausted, Unavailable
+from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted, Unavailable
 from tests.emulators.failing import BAD, CONTENT, Store
 
 SECONDS = 20
@@ -95,6 +97,27 @@ def test_blobs_that_are_asked_for_too_often_do_not_stop_the_others(store: Store)
             assert_tells_nothing(caught.value)
         store.throttled = False
         assert files.read(folder, "good") == CONTENT
+
+
+def test_a_container_without_access_is_not_asked_each_time(store: Store) -> None:
+    """blobfile asks under a lock, which the readers of all accounts need."""
+    files = FileStore(store.settings(retries=0))
+    store.denied = {"private"}
+    private = Folder.trusted("az://denied/private/mlp")
+    for _ in range(20):
+        with pytest.raises(FailedPrecondition) as caught:
+            files.read(private, "good")
+        assert_tells_nothing(caught.value)
+    assert store.seen["private"] <= 6
+    assert files.read(Folder.trusted("az://denied/public/mlp"), "good") == CONTENT
+    store.denied = set()
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        with suppress(FailedPrecondition):
+            assert files.read(private, "good") == CONTENT
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never answered again")
 
 
 def test_what_is_packed_is_bounded_as_it_is_unpacked(store: Store) -> None:

@@ -138,6 +138,8 @@ async def test_what_a_killed_writer_leaves_is_used_again(
     await writer.put(COMPONENT, folder, scored("a"))
     leave(folder, "3/.5.jsonl.tmp", b"half of what was to be written, and more" * 100)
     assert list(await blobs.indices(folder, "3", ".jsonl") or ()) == [5]
+    assert await blobs.files(folder, "3") == ["5.jsonl"]
+    assert list(await blobs.versions(folder, "3")) == ["5.jsonl"]
     await writer.put(COMPONENT, folder, scored("b"))
     assert sorted(os.listdir(f"{folder.path}/3")) == [LOCK_FILE, "5.jsonl"]
     assert [text for text, _ in texts(await blobs.read(folder, FILE))] == ["a", "b"]

@@ -154,6 +154,8 @@ def _whole(file: FileIO, size: int, max_bytes: int) -> bytes:
 
 def _entries(entries: Iterable[os.DirEntry[str]], states: bool) -> Iterator[Entry]:
     for entry in entries:
+        if _is_writers(entry.name):
+            continue
         # A file may be gone by now, as those that writers rename are.
         with suppress(FileNotFoundError):
             state = entry.stat() if states else None
@@ -189,6 +191,11 @@ def _make(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _is_writers(name: str) -> bool:
+    """Whether a file is no part of a dataset, but what its writers lock or have not renamed yet."""
+    return name.startswith(".") and (name == LOCK_FILE or name.endswith(".tmp"))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from services.records.storage.transport import (
 # No such blob, container or bucket.
 _MISSING = 404
 _LONGEST_NAME = 1024
+_DENIED_SECONDS = 1.0
 _WILDCARDS = frozenset("*?[]")
 
 _Result = TypeVar("_Result")
@@ -69,6 +71,7 @@ class RemoteStore:
         # A write that failed may have happened: only its author can tell whether to repeat it.
         self._once = context(retry_limit=0)
         self._reached: set[str] = set()
+        self._denied: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def read(self, folder: Folder, relative: str) -> bytes | None:
@@ -140,20 +143,25 @@ class RemoteStore:
         except BlobTooLarge as error:
             raise too_large(name, error.size, self._max_bytes) from error
         except STORE_FAILURES as error:
+            if type(error) is blobfile.Error and not self._denied_lately(path):
+                self._denied[_container(path)] = time.monotonic() + _DENIED_SECONDS
             if status_of(error) == _MISSING:
                 return None
             raise failure(name, error, doing) from error
+
+    def _denied_lately(self, path: str) -> bool:
+        return self._denied.get(_container(path), 0.0) > time.monotonic()
 
     def _reach(self, path: str) -> None:
         """Ask the account anything, before blobfile asks for a right to its container.
 
         blobfile does that under a lock, which all accounts of the process share: one that hangs
-        would stop the others.
+        would stop the others. So would one without access, which is asked anew each time.
         """
-        host = host_of(path)
-        container = path.split("/")[3] if host.endswith(AZURE_DOMAIN) else ""
-        key = f"{host}/{container}"
-        if not container or key in self._reached:
+        if self._denied_lately(path):
+            raise blobfile.Error("no access a moment ago")
+        key = _container(path)
+        if key == GCS_HOST or key in self._reached:
             return
         ask = _common.Request("HEAD", f"https://{quote(key)}", success_codes=range(200, 500))
         _common.execute_request(self._context._conf, lambda: ask)
@@ -166,6 +174,12 @@ def _entry(found: blobfile.DirEntry) -> Entry:
         return Entry(found.name, found.is_dir)
     state = found.stat
     return Entry(found.name, False, f"{state.size} {state.mtime} {state.version}")
+
+
+def _container(path: str) -> str:
+    """What is granted as a whole: a container of Azure's, or all of Google."""
+    host = host_of(path)
+    return f"{host}/{path.split('/')[3]}" if host.endswith(AZURE_DOMAIN) else host
 
 
 def _path(folder: Folder, relative: str) -> str:
