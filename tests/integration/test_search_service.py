@@ -15,72 +15,34 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
 
 import neuropil
-from neuropil.errors import NeuropilError, atranslated
-from neuropil.names import DERIVED_SCALAR_TYPES, component_id
+from neuropil.names import component_id
 from neuropil.records import v1
-from neuropil.simulation import v1 as simulation
-from neuropil.tensors import to_tensor
 from services.records.storage.blobs import FileStore
 from services.records.storage.folders import Folder
-from shared.formats.encoding import encode, write_atomically
-from shared.formats.records import NeuronId
-from shared.formats.simulations import (
-    NeuronSimulationResults,
-    ScoredExplanation,
-    ScoredSimulation,
-)
 from shared.settings import Dataset, Deployment, Search
 from tests.conftest import REPOSITORY
 from tests.integration.records_running import serving
+from tests.integration.search_running import (
+    MLP,
+    complete,
+    deployment,
+    eventually,
+    explain,
+    put,
+    refused,
+    request,
+    texts_of,
+    until_indexed,
+    written,
+)
 from tests.load.processes import server
-
-MLP = "mlp_post_act"
-
-
-def explain(folder: Path, layer: int, index: int, *texts: tuple[str, float | None]) -> Path:
-    path = folder / str(layer) / f"{index}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    explanations = [ScoredExplanation(text, ScoredSimulation([], score)) for text, score in texts]
-    write_atomically(path, encode(NeuronSimulationResults(NeuronId(index, layer), explanations)))
-    return path
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    explain(tmp_path / "expl", 0, 0, ("words about cats and dogs", 0.5), ("nothing", None))
-    explain(tmp_path / "expl", 0, 1, ("the verb 'running'", 0.25))
-    explain(tmp_path / "expl", 3, 7, ("cats", -0.5))
-    explain(tmp_path / "cached" / "a", 1, 2, ("cats again", 0.75))
-    explain(tmp_path / "other", 0, 0, ("cats of another dataset", 0.5))
-    return tmp_path
-
-
-def deployment(root: Path, **search: Any) -> Deployment:
-    def dataset(name: str, **more: Any) -> Dataset:
-        return Dataset(
-            short_name=name,
-            derived_scalar_type=MLP,
-            user_visible_name=name,
-            neuron_dataset_path=str(root / "records" / name),
-            **more,
-        )
-
-    return Deployment(
-        datasets=(
-            dataset(
-                "demo",
-                explanation_dataset_paths=(str(root / "expl"),),
-                cached_explanations_path=str(root / "cached"),
-            ),
-            dataset("other", explanation_dataset_paths=(str(root / "other"),)),
-            dataset("empty"),
-        ),
-        allowed_path_prefixes=(str(root / "open"),),
-        search=Search(**({"rescan_seconds": 0.1, "semantic": False} | search)),
-    )
+    return written(tmp_path)
 
 
 @pytest.fixture
@@ -88,81 +50,6 @@ async def stub(root: Path) -> AsyncIterator[Any]:
     async with serving(deployment(root)) as opened:
         await complete(opened, "cats")
         yield opened
-
-
-def request(query: str, dataset: str = "demo", **more: Any) -> v1.SearchExplanationsRequest:
-    scalar_type = more.pop("derived_scalar_type", MLP)
-    return v1.SearchExplanationsRequest(
-        dataset=v1.DatasetId(
-            dataset=dataset, derived_scalar_type=DERIVED_SCALAR_TYPES.value(scalar_type)
-        ),
-        query=query,
-        **more,
-    )
-
-
-async def complete(stub: Any, query: str, **more: Any) -> v1.SearchExplanationsResponse:
-    """The answer, once everything is indexed."""
-    async with asyncio.timeout(90):
-        while True:
-            async with atranslated():
-                answer = await stub.SearchExplanations(request(query, **more), timeout=60)
-            if answer.index.complete:
-                return answer
-            await asyncio.sleep(0.05)
-
-
-async def eventually(stub: Any, query: str, texts: set[str], *, only: str = "") -> None:
-    """Until these are the texts that are found, of those that have `only` in them."""
-    async with asyncio.timeout(30):
-        found = None
-        while found != texts:
-            answer = await stub.SearchExplanations(request(query))
-            found = {text for text in texts_of(answer) if only in text}
-            await asyncio.sleep(0.05)
-
-
-async def put(stub: Any, folder: Path, text: str) -> None:
-    message = v1.PutExplanationRequest(
-        component=component_id(MLP, 4, 4),
-        explanation_dataset=str(folder),
-        explanation=text,
-        scored_simulation=scored_message(),
-    )
-    async with atranslated():
-        await stub.PutExplanation(message)
-
-
-async def until_indexed(count: int) -> None:
-    name, labels = "neuropil_records_search_indexed_explanations", {"mode": "text"}
-    async with asyncio.timeout(30):
-        while REGISTRY.get_sample_value(name, labels) != count:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-
-
-def scored_message() -> simulation.ScoredSimulation:
-    scores = simulation.Scores(ev_correlation=simulation.Score(value=0.5))
-    sequence = simulation.ScoredSequenceSimulation(
-        simulation=simulation.SequenceSimulation(
-            tokens=["a", "b"],
-            expected_activations=to_tensor([0.0, 3.0]),
-            activation_scale=simulation.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
-        ),
-        true_activations=to_tensor([0.0, 3.0]),
-        scores=scores,
-    )
-    return simulation.ScoredSimulation(sequences=[sequence], scores=scores)
-
-
-def texts_of(answer: v1.SearchExplanationsResponse) -> set[str]:
-    return {hit.explanation.text for hit in answer.hits}
-
-
-async def refused(stub: Any, **wrong: Any) -> NeuropilError:
-    with pytest.raises(NeuropilError) as caught:
-        async with atranslated():
-            await stub.SearchExplanations(request(**wrong))
-    return caught.value
 
 
 async def test_hits_have_component_score_and_dataset_best_first(stub: Any, root: Path) -> None:
@@ -182,81 +69,6 @@ async def test_hits_have_component_score_and_dataset_best_first(stub: Any, root:
     assert again.explanation.dataset == str(root / "cached" / "a")
     assert again.explanation.dataset_name == "a"
     assert answer.index == v1.SearchIndex(num_explanations=5, num_indexed=5, complete=True)
-
-
-async def test_a_search_stays_in_its_dataset(stub: Any) -> None:
-    other = await complete(stub, "cats", dataset="other")
-    assert texts_of(other) == {"cats of another dataset"}
-    assert other.index.num_explanations == 1
-    assert not (await complete(stub, "cats", dataset="empty")).hits
-
-
-async def test_filters(stub: Any) -> None:
-    by_layer = await stub.SearchExplanations(request("cats", layer_indices=[1, 3]))
-    assert texts_of(by_layer) == {"cats", "cats again"}
-    by_score = await stub.SearchExplanations(request("cats nothing", min_score=0.5))
-    assert texts_of(by_score) == {"cats again", "words about cats and dogs"}
-    assert not (await stub.SearchExplanations(request("cats", layer_indices=[9]))).hits
-    negative = await stub.SearchExplanations(request("cats", min_score=-0.5))
-    assert len(negative.hits) == 3
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        '"cats',
-        "cats)",
-        "(cats",
-        "cats:",
-        "stems:cats +[",
-        "cats AND (",
-        "-cats",
-        "cats~^*",
-        "\0cats",
-    ],
-)
-async def test_nothing_in_a_query_is_syntax(stub: Any, query: str) -> None:
-    assert "cats" in texts_of(await stub.SearchExplanations(request(query)))
-
-
-async def test_a_field_name_in_a_query_selects_nothing(stub: Any) -> None:
-    assert not (await stub.SearchExplanations(request("folder:1 OR id:[0 TO 9]"))).hits
-
-
-@pytest.mark.parametrize("query", ["قطط", "東京", "x" * 4096, "a " * 2048, "é" * 2000, "cat\u200b"])
-async def test_unusual_queries_are_answered(stub: Any, query: str) -> None:
-    await stub.SearchExplanations(request(query))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "code", "field"),
-    [
-        ({"query": "   "}, "INVALID_ARGUMENT", "query"),
-        ({"query": "🙂 :: !"}, "INVALID_ARGUMENT", "query"),
-        ({"query": ""}, "INVALID_ARGUMENT", "query"),
-        ({"query": "x" * 4097}, "INVALID_ARGUMENT", "query"),
-        ({"query": "x", "page_size": -1}, "INVALID_ARGUMENT", "page_size"),
-        ({"query": "x", "page_size": 1001}, "INVALID_ARGUMENT", "page_size"),
-        ({"query": "x", "page_token": "garbage"}, "INVALID_ARGUMENT", "page_token"),
-        ({"query": "x", "page_token": "東"}, "INVALID_ARGUMENT", "page_token"),
-        ({"query": "x", "layer_indices": [-1]}, "INVALID_ARGUMENT", "layer_indices[0]"),
-        ({"query": "x", "min_score": float("nan")}, "INVALID_ARGUMENT", "min_score"),
-        ({"query": "x", "min_score": float("inf")}, "INVALID_ARGUMENT", "min_score"),
-        ({"query": "x", "mode": 9}, "INVALID_ARGUMENT", "mode"),
-        ({"query": "x", "dataset": "nobody"}, "NOT_FOUND", "dataset.dataset"),
-        ({"query": "x", "dataset": "/etc/x"}, "INVALID_ARGUMENT", "dataset.dataset"),
-        (
-            {"query": "x", "derived_scalar_type": "attn_write_norm"},
-            "INVALID_ARGUMENT",
-            "dataset.dataset",
-        ),
-    ],
-)
-async def test_wrong_requests_name_the_field(
-    stub: Any, wrong: dict[str, Any], code: str, field: str
-) -> None:
-    error = await refused(stub, **wrong)
-    assert (error.code, error.field) == (code, field)
 
 
 async def test_pages_hold_every_hit_once_in_a_stable_order(root: Path) -> None:
@@ -417,25 +229,6 @@ async def test_a_folder_is_one_folder_however_it_is_written(root: Path) -> None:
             assert [hit.explanation.text for hit in found.hits] == ["an okapi"]
             # A scan comes in between.
             await asyncio.sleep(0.5)
-
-
-async def test_search_by_meaning_that_is_off_says_so(stub: Any) -> None:
-    error = await refused(stub, query="cats", mode=v1.SEARCH_MODE_SEMANTIC)
-    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "SEMANTIC_SEARCH_OFF")
-
-
-async def test_search_by_meaning_that_is_not_installed_says_so(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.records.search.search.is_installed", lambda: False)
-    async with serving(deployment(root, semantic=True)) as stub:
-        error = await refused(stub, query="cats", mode=v1.SEARCH_MODE_SEMANTIC)
-        assert (error.code, error.reason) == (
-            "FAILED_PRECONDITION",
-            "SEMANTIC_SEARCH_NOT_INSTALLED",
-        )
-        assert "neuropil-services[search]" in error.message
-        assert (await complete(stub, "cats")).hits
 
 
 async def test_words_of_the_demo_are_found(tmp_path: Path) -> None:
