@@ -8,12 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from neuropil.channel import open_aio_channel
 from neuropil.errors import NeuropilError, atranslated
 from neuropil.names import component_id
 from neuropil.records import v1
+from neuropil.simulation import v1 as simulation
+from neuropil.tensors import to_tensor
 from services.records.app import record_services
 from shared.formats.encoding import encode, write_atomically
 from shared.formats.records import ActivationRecord, NeuronId, NeuronRecord
@@ -134,3 +137,34 @@ async def failure_of(call: Any) -> NeuropilError:
             else:
                 await call
     return caught.value
+
+
+def scored_message(expected: list[float]) -> simulation.ScoredSimulation:
+    tokens = [f"t{i}" for i in range(len(expected))]
+    return simulation.ScoredSimulation(
+        sequences=[
+            simulation.ScoredSequenceSimulation(
+                simulation=simulation.SequenceSimulation(
+                    tokens=tokens,
+                    expected_activations=to_tensor(expected),
+                    activation_scale=simulation.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
+                    distribution_probabilities=to_tensor(np.full((len(tokens), 2), 0.5)),
+                    distribution_values=to_tensor([0.0, 1.0]),
+                    uncalibrated_expected_activations=to_tensor(np.array(expected) * 2),
+                    uncalibrated_distribution_values=to_tensor([0.0, 2.0]),
+                ),
+                true_activations=to_tensor(expected),
+                scores=simulation.Scores(ev_correlation=simulation.Score(value=1.0)),
+            )
+        ],
+        scores=simulation.Scores(ev_correlation=simulation.Score(value=0.75)),
+    )
+
+
+def put_request(world: World, text: str, index: int = 0, folder: str = "expl") -> Any:
+    return v1.PutExplanationRequest(
+        component=component_id(MLP, 0, index),
+        explanation_dataset=world.path(folder),
+        explanation=text,
+        scored_simulation=scored_message([0.0, 3.0]),
+    )

@@ -13,7 +13,6 @@ import pytest
 
 from neuropil.names import component_id
 from neuropil.records import v1
-from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array, to_tensor
 from shared.formats.records import NeuronId
 from shared.formats.simulations import (
@@ -28,7 +27,15 @@ from shared.formats.simulations import (
     ScoredSimulation,
     SequenceSimulation,
 )
-from tests.integration.records_running import HEADS, MLP, World, failure_of, serving
+from tests.integration.records_running import (
+    HEADS,
+    MLP,
+    World,
+    failure_of,
+    put_request,
+    scored_message,
+    serving,
+)
 
 
 @pytest.fixture
@@ -109,37 +116,6 @@ async def test_failed_explanation_datasets(stub: Any, world: World) -> None:
 )
 async def test_refused_explanation_requests(stub: Any, request_: Any, code: str) -> None:
     assert (await failure_of(stub.ListExplanations(request_))).code == code
-
-
-def scored_message(expected: list[float]) -> simulation.ScoredSimulation:
-    tokens = [f"t{i}" for i in range(len(expected))]
-    return simulation.ScoredSimulation(
-        sequences=[
-            simulation.ScoredSequenceSimulation(
-                simulation=simulation.SequenceSimulation(
-                    tokens=tokens,
-                    expected_activations=to_tensor(expected),
-                    activation_scale=simulation.ACTIVATION_SCALE_NEURON_ACTIVATIONS,
-                    distribution_probabilities=to_tensor(np.full((len(tokens), 2), 0.5)),
-                    distribution_values=to_tensor([0.0, 1.0]),
-                    uncalibrated_expected_activations=to_tensor(np.array(expected) * 2),
-                    uncalibrated_distribution_values=to_tensor([0.0, 2.0]),
-                ),
-                true_activations=to_tensor(expected),
-                scores=simulation.Scores(ev_correlation=simulation.Score(value=1.0)),
-            )
-        ],
-        scores=simulation.Scores(ev_correlation=simulation.Score(value=0.75)),
-    )
-
-
-def put_request(world: World, text: str, index: int = 0, folder: str = "expl") -> Any:
-    return v1.PutExplanationRequest(
-        component=component_id(MLP, 0, index),
-        explanation_dataset=world.path(folder),
-        explanation=text,
-        scored_simulation=scored_message([0.0, 3.0]),
-    )
 
 
 async def simulations(stub: Any, dataset: str, index: int = 0) -> list[Any]:
