@@ -35,6 +35,9 @@ from shared.formats.simulations import (
     finite_or_none,
 )
 
+# What a number takes in a file at least: 0.0 and a comma.
+_SHORTEST_NUMBER = 4
+
 
 def result_messages(
     results: SimulationResults, folder: Folder
@@ -86,7 +89,11 @@ def stored_explanation(
 
 
 def stored_simulation(message: simulation.ScoredSimulation, field: str) -> ScoredSimulation:
-    """What is stored of a scored simulation; InvalidArgument, under `field`, where it can't be."""
+    """What is stored of a scored simulation; InvalidArgument, under `field`, where it can't be.
+
+    ResourceExhausted where it would be too large for a file.
+    """
+    _check_size(message, field)
     return ScoredSimulation(
         [
             _stored_sequence(sequence, f"{field}.sequences[{position}]")
@@ -148,6 +155,15 @@ def _table(rows: Sequence[Sequence[float]]) -> common.Tensor | None:
     longest = max((len(row) for row in rows), default=0)
     if longest == 0:
         return None
+    size = 8 * longest * len(rows)
+    if size > MAX_FILE_BYTES:
+        # Short rows beside a long one: the table has far more than the file.
+        raise ResourceExhausted(
+            f"A distribution of {len(rows)} tokens and up to {longest} values takes {size} bytes; "
+            f"at most {MAX_FILE_BYTES} are sent.",
+            reason="REPLY_TOO_LARGE",
+            metadata={"bytes": str(size), "limit": str(MAX_FILE_BYTES)},
+        )
     table = np.full((len(rows), longest), np.nan)
     for position, row in enumerate(rows):
         table[position, : len(row)] = row
@@ -196,13 +212,7 @@ def _stored_attention_simulation(
         count = sequence.predictions.shape[0] if sequence.predictions.shape else 0
         size += count * (sum(map(len, sequence.tokens)) + len(sequence.tokens))
         if size > MAX_FILE_BYTES:
-            raise ResourceExhausted(
-                f"{field} repeats its tokens for each pair; in a file they would have more than "
-                f"{MAX_FILE_BYTES} bytes.",
-                field=field,
-                reason=FILE_TOO_LARGE,
-                metadata={"limit": str(MAX_FILE_BYTES)},
-            )
+            raise _too_large(field, "tokens for each pair")
         pairs += _stored_pairs(sequence, f"{field}.attention_simulations[{position}]")
     return ScoredAttentionSimulation(pairs, finite_or_none(score))
 
@@ -238,6 +248,32 @@ def _stored_pairs(message: v1.AttentionSimulation, field: str) -> list[Attention
             coordinates.tolist(), labels.tolist(), predictions.tolist(), strict=True
         )
     ]
+
+
+def _check_size(message: simulation.ScoredSimulation, field: str) -> None:
+    """A file repeats a distribution's values for each token, however few bytes they came in."""
+    size = 0
+    for sequence in message.sequences:
+        simulated = sequence.simulation
+        for tensor in (
+            simulated.distribution_values,
+            simulated.distribution_probabilities,
+            simulated.uncalibrated_distribution_values,
+        ):
+            if len(tensor.shape) == 1:
+                size += len(simulated.tokens) * tensor.shape[0] * _SHORTEST_NUMBER
+    if size > MAX_FILE_BYTES:
+        raise _too_large(field, "values of distributions for each token")
+
+
+def _too_large(field: str, repeated: str) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"{field} repeats its {repeated}; in a file they would have more than "
+        f"{MAX_FILE_BYTES} bytes.",
+        field=field,
+        reason=FILE_TOO_LARGE,
+        metadata={"limit": str(MAX_FILE_BYTES)},
+    )
 
 
 def _whole(tensor: common.Tensor, field: str) -> NDArray[np.int64]:
@@ -335,7 +371,9 @@ def _rows(tensor: common.Tensor, num_tokens: int, field: str) -> list[list[float
         return [[] for _ in range(num_tokens)]
     array = _decoded(tensor, field)
     if array.ndim == 1:
-        array = np.broadcast_to(array, (num_tokens, array.size))
+        # One list for all: what is small in a request must not be large in memory.
+        values: list[float] = array[~np.isnan(array)].tolist()
+        return [values] * num_tokens
     if array.ndim != 2 or array.shape[0] != num_tokens:
         raise InvalidArgument(
             f"{field} has shape {list(array.shape)}; its {num_tokens} tokens need "
