@@ -44,6 +44,9 @@ DRAIN_SECONDS = 30.0
 FAREWELL_SECONDS = 0.5
 """How long a server that was told to end still takes calls, for callers to see its health."""
 
+MIN_PING_SECONDS = 10.0
+"""A client that asks more often whether its idle connection lives is disconnected."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -160,7 +163,8 @@ async def start_server(services: Sequence[RpcService], options: ServerOptions) -
             ("grpc.max_send_message_length", size),
             # Without this two servers can listen on one port and share its calls unnoticed.
             ("grpc.so_reuseport", 0),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            # The constant in gRPC's headers has RECV in it, its value has not.
+            ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_PING_SECONDS * 1000)),
         ],
     )
     server.add_generic_rpc_handlers(

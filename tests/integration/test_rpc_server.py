@@ -353,3 +353,20 @@ def test_a_service_that_asks_for_no_token_listens_on_loopback_only(
     assert done.returncode == 2
     assert "is no IPv4 loopback address" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+async def test_a_client_may_ask_whether_its_idle_connection_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shared.rpc.server.MIN_PING_SECONDS", 0.05)
+    server = await start_server([RpcService(SERVICE, Probe())], ServerOptions("records"))
+    options = [("grpc.keepalive_time_ms", 500), ("grpc.http2.max_pings_without_data", 0)]
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as idle:
+            watching = health_pb2_grpc.HealthStub(idle).Watch(health_pb2.HealthCheckRequest())
+            assert await watching.read()
+            # Several times as long as a server takes that allows a ping in five minutes.
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(watching.read(), 6)
+    finally:
+        await server.drain(0)
