@@ -154,7 +154,9 @@ class Batch:
                 reason="REPLY_TOO_LARGE",
             )
             outcome = Failure.of(error)
-        texts = (outcome.code, outcome.reason, outcome.message, outcome.dataset)
+        metadata = outcome.metadata
+        texts = [outcome.code, outcome.reason, outcome.message, outcome.dataset]
+        texts += [*metadata.keys(), *metadata.values()]
         num_bytes = ITEM_BYTES + sum(ITEM_BYTES + len(text.encode()) for text in texts)
         return BatchItem(position, component.by_token_pair, outcome, num_bytes)
 

@@ -84,6 +84,7 @@ def failure_message(failure: Failure) -> v1.Failure:
         reason=failure.reason,
         message=failure.message,
         dataset=failure.dataset,
+        metadata=failure.metadata,
     )
 
 

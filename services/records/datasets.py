@@ -19,6 +19,9 @@ PATH_NOT_ALLOWED = "PATH_NOT_ALLOWED"
 UNKNOWN_DATASET = "UNKNOWN_DATASET"
 WRONG_SCALAR_TYPE = "SCALAR_TYPE_DOES_NOT_FIT"
 
+# A status has to fit into the trailers of an answer.
+_MOST_NAMES = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
@@ -97,14 +100,14 @@ class DatasetRegistry:
             else:
                 folders.append(folder)
         if not folders:
-            raise self._unknown(unknown, field)
+            raise self.unknown_explanations(unknown, field)
         return Resolution(folders, unknown)
 
     def explanation_folder(self, name: str, field: str = "explanation_dataset") -> Folder:
         """The folder of explanations of one name; raises as `explanation_folders` does."""
         folder = self._explanation_folder(name, field)
         if folder is None:
-            raise self._unknown([name], field)
+            raise self.unknown_explanations([name], field)
         return folder
 
     def neuron_dataset(
@@ -179,16 +182,47 @@ class DatasetRegistry:
             reason=PATH_NOT_ALLOWED,
         )
 
-    def _unknown(self, names: Sequence[str], field: str) -> NotFound:
-        known = sorted({dataset.short_name for dataset in self.datasets})
-        shown = ", ".join(known) if known else "none"
+    def unknown_explanations(
+        self, names: Sequence[str], field: str = "explanation_datasets"
+    ) -> NotFound:
+        """What is said of names that are no explanation datasets."""
+        configured = {
+            path: None for dataset in self.datasets for path in dataset.explanation_dataset_paths
+        }
+        cached = {
+            f"{dataset.cached_explanations_path.rstrip('/')}/<folder>": None
+            for dataset in self.datasets
+            if dataset.cached_explanations_path
+        }
         return NotFound(
-            f"No dataset is called {' or '.join(repr(name) for name in names)}; "
-            f"configured are: {shown}.",
+            f"No explanation dataset is called {_either(names)}: they are called by their paths; "
+            f"configured are: {_some([*configured, *cached])}.",
             field=field,
             reason=UNKNOWN_DATASET,
             metadata={"datasets": ", ".join(names)},
         )
+
+    def _unknown(self, names: Sequence[str], field: str) -> NotFound:
+        known = sorted({dataset.short_name for dataset in self.datasets})
+        return NotFound(
+            f"No dataset is called {_either(names)}; configured are: {_some(known)}.",
+            field=field,
+            reason=UNKNOWN_DATASET,
+            metadata={"datasets": ", ".join(names)},
+        )
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _some(names: Sequence[str]) -> str:
+    """As many of the names as a message may hold."""
+    if not names:
+        return "none"
+    shown = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _checked(path: str, key: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from services.records.components import Component
 from services.records.datasets import DatasetRegistry
 from services.records.storage.blobs import Blobs
 from services.records.storage.folders import Folder
-from shared.errors import InvalidArgument, NeuropilError, NotFound
+from shared.errors import InvalidArgument, NeuropilError
 from shared.formats.decoding import SimulationResults, decode_simulation_results
 
 EXACTLY_ONE = "Exactly one of explanation_datasets and neuron_dataset must be specified."
@@ -30,17 +31,21 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a dataset's, or a component's, part of an answer is missing."""
+    """Why a dataset's, or a component's, part of an answer is missing.
+
+    `metadata` is what a program may act on, as an error has it.
+    """
 
     code: str
     reason: str
     message: str
     dataset: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, error: NeuropilError, dataset: str = "") -> Failure:
         """What is said of an error that does not fail the whole request."""
-        return cls(error.code, error.reason, error.message, dataset)
+        return cls(error.code, error.reason, error.message, dataset, error.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +90,7 @@ async def find_sources(
             explanation_datasets, "explanation_datasets.paths"
         )
         unknown = [
-            Failure.of(NotFound(f"No explanation dataset is called {name!r}."), name)
-            for name in resolution.unknown
+            Failure.of(registry.unknown_explanations([name]), name) for name in resolution.unknown
         ]
         return Sources(resolution.folders, unknown)
     dataset = registry.neuron_dataset(neuron_dataset, component.derived_scalar_type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -20,6 +19,7 @@ from services.records.explanations import explanations_of
 from services.records.storage.blobs import MAX_FILE_BYTES
 from services.records.storage.failures import FILE_TOO_LARGE
 from services.records.storage.folders import Folder
+from services.records.stored_scores import stored_score, stored_scores
 from shared.errors import InvalidArgument, ResourceExhausted
 from shared.formats.decoding import SimulationResults
 from shared.formats.simulations import (
@@ -99,7 +99,7 @@ def stored_simulation(message: simulation.ScoredSimulation, field: str) -> Score
             _stored_sequence(sequence, f"{field}.sequences[{position}]")
             for position, sequence in enumerate(message.sequences)
         ],
-        *_stored_scores(message.scores),
+        *stored_scores(message.scores, f"{field}.scores"),
     )
 
 
@@ -199,12 +199,9 @@ def _attention_simulation(
 def _stored_attention_simulation(
     message: v1.ScoredAttentionSimulation, field: str
 ) -> ScoredAttentionSimulation:
-    score = message.roc_auc_score if message.HasField("roc_auc_score") else None
-    if score is not None and math.isfinite(score) and not 0 <= score <= 1:
-        raise InvalidArgument(
-            f"{field}.roc_auc_score is {score}; an area is from 0 to 1.",
-            field=f"{field}.roc_auc_score",
-        )
+    score = None
+    if message.HasField("roc_auc_score"):
+        score = stored_score(message.roc_auc_score, f"{field}.roc_auc_score", 0)
     pairs: list[AttentionSimulation] = []
     size = 0
     for position, sequence in enumerate(message.attention_simulations):
@@ -214,7 +211,7 @@ def _stored_attention_simulation(
         if size > MAX_FILE_BYTES:
             raise _too_large(field, "tokens for each pair")
         pairs += _stored_pairs(sequence, f"{field}.attention_simulations[{position}]")
-    return ScoredAttentionSimulation(pairs, finite_or_none(score))
+    return ScoredAttentionSimulation(pairs, score)
 
 
 def _stored_pairs(message: v1.AttentionSimulation, field: str) -> list[AttentionSimulation]:
@@ -297,7 +294,8 @@ def _stored_sequence(
     true_activations = _per_token(
         message.true_activations, len(stored.tokens), f"{field}.true_activations"
     )
-    return ScoredSequenceSimulation(stored, true_activations, *_stored_scores(message.scores))
+    scores = stored_scores(message.scores, f"{field}.scores")
+    return ScoredSequenceSimulation(stored, true_activations, *scores)
 
 
 def _stored_sequence_simulation(
@@ -340,17 +338,6 @@ def _stored_sequence_simulation(
         ),
         distribution_probabilities=probabilities,
         uncalibrated_simulation=before,
-    )
-
-
-def _stored_scores(scores: simulation.Scores) -> tuple[float | None, float | None, float | None]:
-    def value(score: simulation.Score) -> float | None:
-        return finite_or_none(score.value) if score.HasField("value") else None
-
-    return (
-        value(scores.ev_correlation),
-        value(scores.r_squared),
-        value(scores.absolute_deviation_explained),
     )
 
 

@@ -157,6 +157,7 @@ async def test_ten_thousand_components(stub: Any) -> None:
             corrupt = index == 77 and not by_pair
             assert answer.failure.code == ("DATA_LOSS" if corrupt else "NOT_FOUND")
             assert str(index) in answer.failure.message
+            assert set(answer.failure.metadata) >= ({"file"} if corrupt else {"datasets"})
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 7, 256])

@@ -82,7 +82,9 @@ async def test_explanations_by_path(stub: Any, world: World) -> None:
     paths = [world.path("cached/b"), world.path("expl") + "/", world.path("open/none"), "unheard"]
     answer = await stub.ListExplanations(explanations_request(0, *paths))
     assert [each.dataset_name for each in answer.explanations] == ["b", "", ""]
-    assert [(each.code, each.dataset) for each in answer.failures] == [("NOT_FOUND", "unheard")]
+    (failure,) = answer.failures
+    assert (failure.code, failure.dataset) == ("NOT_FOUND", "unheard")
+    assert (failure.reason, failure.metadata) == ("UNKNOWN_DATASET", {"datasets": "unheard"})
 
 
 async def test_failed_explanation_datasets(stub: Any, world: World) -> None:
@@ -199,9 +201,14 @@ def wrong_table(request: Any) -> None:
     request.scored_simulation.sequences[0].simulation.distribution_probabilities.CopyFrom(tensor)
 
 
+def out_of_range(request: Any) -> None:
+    request.scored_simulation.sequences[0].scores.r_squared.value = 1.5
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
+        (out_of_range, "scores.r_squared.value"),
         (without_scale, "simulation.activation_scale"),
         (wrong_length, "true_activations"),
         (short_tensor, "simulation.expected_activations"),
@@ -216,6 +223,17 @@ async def test_simulations_that_make_no_sense_are_not_stored(
     refused = await failure_of(stub.PutExplanation(request))
     assert refused.code == "INVALID_ARGUMENT"
     assert refused.field == f"scored_simulation.sequences[0].{field}"
+
+
+async def test_an_explanation_without_simulation_has_no_score(stub: Any, world: World) -> None:
+    request = put_request(world, "only words", 3)
+    request.scored_simulation.Clear()
+    request.scored_simulation.SetInParent()
+    await stub.PutExplanation(request)
+    (kept,) = await simulations(stub, world.path("expl"), 3)
+    assert kept.explanation.text == "only words"
+    assert not kept.explanation.HasField("score")
+    assert not kept.scored_simulation.sequences
 
 
 async def test_what_can_not_be_written(stub: Any, world: World) -> None:

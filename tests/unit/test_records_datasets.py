@@ -140,12 +140,38 @@ def test_only_unknown_names_are_not_found() -> None:
     for call in (
         lambda: REGISTRY.record_folders(["nope", "näh\u2028"], "mlp_post_act"),
         lambda: REGISTRY.record_folder("nope", "mlp_post_act", "dataset"),
-        lambda: REGISTRY.explanation_folders(["nope"]),
         lambda: REGISTRY.neuron_dataset("nope", "mlp_post_act"),
     ):
         with pytest.raises(NotFound, match="far, pub") as caught:
             call()
         assert caught.value.reason == "UNKNOWN_DATASET"
+
+
+def test_unknown_explanation_datasets_are_told_by_what_they_are_called() -> None:
+    for call in (
+        lambda: REGISTRY.explanation_folders(["pub", "method_a"]),
+        lambda: REGISTRY.explanation_folder("pub"),
+    ):
+        with pytest.raises(NotFound) as caught:
+            call()
+        assert caught.value.reason == "UNKNOWN_DATASET"
+        message = caught.value.message
+        assert message.startswith("No explanation dataset is called 'pub'")
+        assert message.endswith(
+            "configured are: /data/expl, https://acct.blob.core.windows.net/box/expl, "
+            "/data/cached/<folder>."
+        )
+    with pytest.raises(NotFound, match="configured are: none"):
+        DatasetRegistry([HEADS]).explanation_folder("pub")
+
+
+def test_of_many_datasets_some_are_named() -> None:
+    many = DatasetRegistry(
+        [HEADS.model_copy(update={"short_name": f"set{index:03}"}) for index in range(500)]
+    )
+    with pytest.raises(NotFound, match="set008, set009 and 490 more") as caught:
+        many.record_folder("nope", "attn_write_norm", "datasets")
+    assert len(caught.value.message) < 200
 
 
 def test_without_any_dataset() -> None:

@@ -71,7 +71,12 @@ OUTCOMES = st.one_of(
         lambda text: v1.GetTokenRecordResponse(dataset=text, max_activation=0.5)
     ),
     st.text(max_size=20).map(lambda text: v1.GetTokenPairRecordResponse(dataset=text)),
-    st.tuples(*[st.text(max_size=20)] * 4).map(lambda texts: Failure(*texts)),
+    st.builds(
+        Failure,
+        *[st.text(max_size=20)] * 4,
+        # The order of several is that of no specification.
+        st.dictionaries(st.text(max_size=9), st.text(max_size=20), max_size=1),
+    ),
 )
 
 
@@ -88,6 +93,7 @@ def test_a_message_of_a_batch_is_what_protobuf_makes_of_it(
             message.failure.SetInParent()
             for name in ("code", "reason", "message", "dataset"):
                 setattr(message.failure, name, getattr(outcome, name))
+            message.failure.metadata.update(outcome.metadata)
             items.append(BatchItem(position, by_token_pair, outcome, 0))
         else:
             field = message.token_pair_record if by_token_pair else message.token_record

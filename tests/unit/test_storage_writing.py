@@ -349,6 +349,8 @@ def test_other_requests_that_make_no_sense() -> None:
         (both, True, "scored_simulation"),
         (request_of_pairs(), False, "scored_attention_simulation"),
         (request_of_pairs(1.5), True, "scored_attention_simulation.roc_auc_score"),
+        (request_of_pairs(-0.5), True, "scored_attention_simulation.roc_auc_score"),
+        (request_of_pairs(np.inf), True, "scored_attention_simulation.roc_auc_score"),
     ]
     for wrong, by_token_pair, field in cases:
         with pytest.raises(InvalidArgument) as caught:

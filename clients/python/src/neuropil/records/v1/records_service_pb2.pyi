@@ -201,16 +201,25 @@ class BatchGetRecordsResponse(_message.Message):
     def __init__(self, position: _Optional[int] = ..., token_record: _Optional[_Union[GetTokenRecordResponse, _Mapping]] = ..., token_pair_record: _Optional[_Union[GetTokenPairRecordResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., following: _Optional[_Iterable[_Union[BatchGetRecordsResponse, _Mapping]]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code", "reason", "message", "dataset")
+    __slots__ = ("code", "reason", "message", "dataset", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
     code: str
     reason: str
     message: str
     dataset: str
-    def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., dataset: _Optional[str] = ...) -> None: ...
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., dataset: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ExplanationDatasets(_message.Message):
     __slots__ = ("paths",)
