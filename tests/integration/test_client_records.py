@@ -156,6 +156,55 @@ def test_a_whole_answer_warns_of_nothing(client: neuropil.Client) -> None:
     assert {each.dataset_name for each in found} == {"explanations", "again"}
 
 
+def test_an_explanation_tells_the_path_that_other_calls_take(client: neuropil.Client) -> None:
+    paths = client.records.datasets()[0].explanation_dataset_paths
+    with pytest.warns(neuropil.PartialAnswerWarning):
+        (first, *_) = client.records.explanations("mlp_post_act", 1, NEURON, dataset="demo")
+    assert first.dataset == paths[0]
+    (simulated, *_) = client.records.scored_simulations(
+        "mlp_post_act", 1, NEURON, explanation_dataset=first.dataset
+    )
+    assert simulated.explanation.text == first.text
+    with pytest.raises(neuropil.NeuropilError, match=r"called by their paths.*explanations") as e:
+        list(
+            client.records.scored_simulations(
+                "mlp_post_act", 1, NEURON, explanation_dataset=first.dataset_name
+            )
+        )
+    assert e.value.reason == "UNKNOWN_DATASET"
+
+
+def test_explanations_of_some_explanation_datasets(client: neuropil.Client) -> None:
+    first, second = client.records.datasets()[0].explanation_dataset_paths
+    neuron = ("mlp_post_act", 1, NEURON)
+    for asked in (first, [first]):
+        found = client.records.explanations(*neuron, explanation_datasets=asked)
+        assert {each.dataset for each in found} == {first}
+    with pytest.warns(neuropil.PartialAnswerWarning, match="again"):
+        assert found == client.records.explanations(*neuron, explanation_datasets=[first, second])
+    for wrong in ({}, {"dataset": "demo", "explanation_datasets": [first]}):
+        with pytest.raises(TypeError, match="either dataset or explanation_datasets"):
+            client.records.explanations(*neuron, **wrong)  # type: ignore[arg-type]
+
+
+def test_one_dataset_need_not_be_in_a_list(client: neuropil.Client) -> None:
+    neuron, head = ("mlp_post_act", 1, NEURON), ("attn_write_norm", 1, 2)
+    assert client.records.token_record(*neuron, "demo").top
+    assert client.records.token_pair_record(*head, "demo").top
+    (record,) = client.records.batch([neuron], "demo")
+    assert isinstance(record, neuropil.TokenRecord)
+    with pytest.raises(neuropil.NeuropilError, match="called 'demos'"):
+        client.records.token_record(*neuron, "demos")
+
+
+def test_an_unknown_dataset_is_passed_over_where_another_is_known(client: neuropil.Client) -> None:
+    known = client.records.token_record("mlp_post_act", 1, NEURON, ["demo"])
+    found = client.records.token_record("mlp_post_act", 1, NEURON, ["dmeo", "demo"])
+    assert found.dataset == known.dataset
+    with pytest.raises(neuropil.NeuropilError, match="dmeo not known"):
+        client.records.token_record("mlp_post_act", 1, 10**6, ["dmeo", "demo"])
+
+
 def test_layers_are_listed(client: neuropil.Client) -> None:
     assert list(client.records.layers("demo", "mlp_post_act")) == sorted(
         int(path.name) for path in (DEMO / "records" / "mlp").iterdir() if path.is_dir()
@@ -184,7 +233,8 @@ def test_a_batch_keeps_order_and_has_failures_in_their_place(client: neuropil.Cl
     assert isinstance(head, neuropil.TokenPairRecord)
     assert head.top[0].matrix().shape == (len(head.top[0].tokens),) * 2
     assert isinstance(missing, neuropil.NeuropilError)
-    assert missing.code == "NOT_FOUND"
+    assert (missing.code, missing.reason) == ("NOT_FOUND", "RECORD_NOT_FOUND")
+    assert missing.metadata == {"datasets": str(DEMO / "records" / "mlp")}
     assert isinstance(other, neuropil.TokenRecord)
     with pytest.raises(neuropil.NeuropilError, match="INVALID_ARGUMENT"):
         list(client.records.batch([], ["demo"]))
@@ -249,6 +299,19 @@ def test_a_stored_explanation_of_an_attention_head(client: neuropil.Client) -> N
             "mlp_post_act", 1, 10**6 + 1, "looks back", scored, explanation_dataset=target
         )
     assert caught.value.field == "scored_attention_simulation"
+
+
+@pytest.mark.parametrize("wrong", [None, 0.5, "score", {}, v1.Explanation()])
+def test_what_is_no_simulation_is_not_put(client: neuropil.Client, wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"simulation\.score gives"):
+        client.records.put_explanation(
+            "mlp_post_act",
+            1,
+            NEURON,
+            "x",
+            wrong,  # type: ignore[arg-type]
+            explanation_dataset="/nowhere",
+        )
 
 
 def test_a_batch_of_many_gives_each_as_it_is_alone(client: neuropil.Client) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -14,15 +16,25 @@ import pytest
 
 from tests.load.processes import REPOSITORY
 
+OURS = "/srv/explanations/ours"
+"""Where an example stores explanations."""
+
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[dict[str, str]]:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it stores them here."""
+    return tmp_path_factory.mktemp("explanations") / "ours"
+
+
+@pytest.fixture(scope="module")
+def running(ours: Path) -> Iterator[dict[str, str]]:
     """The demo deployment on free ports; addresses by service."""
     ports = [f"--{name}-port=0" for name in ("http", "records", "scalars", "simulation")]
     config = str(REPOSITORY / "data" / "demo" / "deployment.yaml")
     process = subprocess.Popen(
         [sys.executable, "-m", "services.launcher", "up", "--config", config, *ports],
         cwd=REPOSITORY,
+        env=os.environ | {"NEUROPIL_ALLOWED_PATH_PREFIXES": json.dumps([str(ours.parent)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -46,9 +58,9 @@ def examples(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("clients/python/README.md", 3)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("clients/python/README.md", 4)])
 def test_the_python_examples_run(
-    page: str, count: int, running: dict[str, str], tmp_path: Path
+    page: str, count: int, running: dict[str, str], ours: Path, tmp_path: Path
 ) -> None:
     connect = ", ".join(f"{s}='{running[s]}'" for s in ("records", "scalars", "simulation"))
     found = examples(page, "python")
@@ -58,6 +70,7 @@ def test_the_python_examples_run(
             r"neuropil\.connect\([^)]*\)", f"neuropil.connect({connect})", example
         )
         changed = changed.replace('"127.0.0.1:50051"', repr(running["records"]))
+        changed = changed.replace(f'"{OURS}"', repr(str(ours)))
         assert number == 1 or running["records"] in changed
         script = tmp_path / "example.py"
         script.write_text(changed, encoding="utf-8")
@@ -67,6 +80,13 @@ def test_the_python_examples_run(
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
         assert "nan" not in done.stdout
+        if OURS in example:
+            assert str(ours) in done.stdout
+            assert list(ours.rglob("*.jsonl"))
+        if "records.batch" in example:
+            # Records and hits are shown, and not only the component that has none.
+            assert all(each in done.stdout for each in ("mlp_post_act", "NOT_FOUND", "Bible"))
+            assert len(done.stdout.splitlines()) > 3
 
 
 def test_the_curl_example_runs(running: dict[str, str]) -> None:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import neuropil
 from neuropil.simulation import v1
+from neuropil.tensors import to_array
 from tests.load.processes import REPOSITORY, server
 
 DEMO = REPOSITORY / "data" / "demo" / "deployment.yaml"
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[neuropil.Client]:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for explanation datasets."""
+    return tmp_path_factory.mktemp("ours")
+
+
+@pytest.fixture(scope="module")
+def client(ours: Path) -> Iterator[neuropil.Client]:
     arguments = ("--config", str(DEMO), "--port", "0", "--metrics-port", "0")
+    allowed = {"NEUROPIL_ALLOWED_PATH_PREFIXES": json.dumps([str(ours)])}
     with (
-        server("services.records", *arguments) as (records, _),
+        server("services.records", *arguments, environment=allowed) as (records, _),
         server(
             "services.simulation", *arguments, environment={"NEUROPIL_SERVICES__RECORDS": records}
         ) as (simulation, _),
@@ -86,3 +96,26 @@ def test_a_score_comes_with_its_sequences_and_progress(client: neuropil.Client) 
     with pytest.raises(neuropil.NeuropilError) as caught:
         client.simulation.score("animals", "mlp_post_act", 1, 100_000, ["demo"])
     assert caught.value.code == "NOT_FOUND"
+
+
+def test_what_was_scored_can_be_stored(client: neuropil.Client, ours: Path) -> None:
+    neuron = ("mlp_post_act", 1, 3)
+    scored = client.simulation.score("animals", *neuron, "demo", max_sequences=2)
+    assert "message=" not in repr(scored)
+    target = str(ours / "animals")
+    for given in (scored, scored.message, scored.message.scored_simulation):
+        client.records.put_explanation(*neuron, "animals", given, explanation_dataset=target)
+    (kept,) = client.records.scored_simulations(*neuron, explanation_dataset=target)
+    assert (kept.explanation.text, kept.explanation.score) == ("animals", scored.score)
+    for stored, sequence in zip(kept.scored_simulation.sequences, scored.sequences, strict=True):
+        simulated = stored.simulation
+        assert list(simulated.tokens) == sequence.tokens
+        np.testing.assert_array_equal(
+            to_array(simulated.expected_activations), sequence.expected_activations
+        )
+        np.testing.assert_array_equal(
+            to_array(simulated.uncalibrated_expected_activations), sequence.uncalibrated_activations
+        )
+    for given in (scored, scored.message):
+        with pytest.raises(ValueError, match="'plants', but 'animals' was scored"):
+            client.records.put_explanation(*neuron, "plants", given, explanation_dataset=target)

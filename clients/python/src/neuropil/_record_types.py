@@ -85,6 +85,9 @@ class Explanation:
     score: float | None
     """The preferred score; None where it is undefined."""
     dataset_name: str
+    """Last part of the path of its explanation dataset."""
+    dataset: str
+    """That path; `scored_simulations` and `put_explanation` take it."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def explanation_of(explanation: v1.Explanation) -> Explanation:
         text=explanation.text,
         score=explanation.score if explanation.HasField("score") else None,
         dataset_name=explanation.dataset_name,
+        dataset=explanation.dataset,
     )
 
 
@@ -154,7 +158,12 @@ def batch_outcome_of(
             return token_pair_record_of(item.token_pair_record)
         case _:
             failure = item.failure
-            return NeuropilError(failure.code, failure.message, reason=failure.reason)
+            return NeuropilError(
+                failure.code,
+                failure.message,
+                reason=failure.reason,
+                metadata=dict(failure.metadata),
+            )
 
 
 def split_sequences(columns: common.TokenSequences) -> list[TokenSequence]:

@@ -16,8 +16,9 @@ from neuropil._record_types import (
     token_pair_record_of,
     token_record_of,
 )
+from neuropil._simulation import ScoredExplanation
 from neuropil.errors import NeuropilError, PartialAnswerWarning, translated
-from neuropil.names import component_id
+from neuropil.names import component_id, dataset_names
 from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
 
@@ -75,19 +76,22 @@ class RecordsClient:
         derived_scalar_type: str,
         layer_index: int | None,
         component_index: int,
-        datasets: Sequence[str],
+        datasets: str | Sequence[str],
         *,
         quantiles: bool = False,
         moments: bool = False,
     ) -> TokenRecord:
         """The record of a component by token, from the first dataset that has it.
 
+        `datasets` are tried in order; a single one need not be in a list. One that is unknown is
+        passed over where another is known.
+
         Raises:
             NeuropilError: NOT_FOUND after all datasets were tried, DATA_LOSS for a corrupt file.
         """
         request = v1.GetTokenRecordRequest(
             component=component_id(derived_scalar_type, layer_index, component_index),
-            datasets=datasets,
+            datasets=dataset_names(datasets),
             view=v1.RecordView(include_quantile_samples=quantiles, include_moments=moments),
         )
         with translated():
@@ -99,7 +103,7 @@ class RecordsClient:
         derived_scalar_type: str,
         layer_index: int | None,
         component_index: int,
-        datasets: Sequence[str],
+        datasets: str | Sequence[str],
         *,
         quantiles: bool = False,
         moments: bool = False,
@@ -111,7 +115,7 @@ class RecordsClient:
         """
         request = v1.GetTokenPairRecordRequest(
             component=component_id(derived_scalar_type, layer_index, component_index),
-            datasets=datasets,
+            datasets=dataset_names(datasets),
             view=v1.RecordView(include_quantile_samples=quantiles, include_moments=moments),
         )
         with translated():
@@ -121,7 +125,7 @@ class RecordsClient:
     def batch(
         self,
         components: Sequence[tuple[str, int, int]],
-        datasets: Sequence[str],
+        datasets: str | Sequence[str],
         *,
         quantiles: bool = False,
         moments: bool = False,
@@ -137,7 +141,7 @@ class RecordsClient:
         """
         request = v1.BatchGetRecordsRequest(
             components=[component_id(*component) for component in components],
-            datasets=datasets,
+            datasets=dataset_names(datasets),
             view=v1.RecordView(include_quantile_samples=quantiles, include_moments=moments),
             max_records_per_message=self._records_per_message,
         )
@@ -183,19 +187,39 @@ class RecordsClient:
         layer_index: int | None,
         component_index: int,
         explanation: str,
-        scored_simulation: simulation.ScoredSimulation | v1.ScoredAttentionSimulation,
+        scored_simulation: (
+            ScoredExplanation
+            | simulation.ScoredExplanation
+            | simulation.ScoredSimulation
+            | v1.ScoredAttentionSimulation
+        ),
         *,
         explanation_dataset: str,
     ) -> bool:
         """Store an explanation with the simulation that scores it.
 
-        An attention head, as any component by token pair, may have a `ScoredAttentionSimulation`.
+        The simulation is what `client.simulation.score` gave for the same explanation, its message,
+        or a message as `scored_simulations` gives it. An attention head, as any component by token
+        pair, may have a `ScoredAttentionSimulation`. `explanation_dataset` is a path, as
+        `Explanation.dataset` or `explanation_dataset_paths` of `datasets()` have it.
+
         Returns whether one of the same text was replaced. Other explanations of the component stay.
 
         Raises:
-            NeuropilError: INVALID_ARGUMENT for a dataset that is not configured, for example, or
-                for token pairs of a component by token.
+            TypeError: if the simulation is none of these.
+            ValueError: if it is the score of another explanation.
+            NeuropilError: INVALID_ARGUMENT for a path that may not be read, for example, for a
+                score out of its range, or for token pairs of a component by token.
         """
+        if isinstance(scored_simulation, ScoredExplanation):
+            scored_simulation = scored_simulation.message
+        if isinstance(scored_simulation, simulation.ScoredExplanation):
+            if scored_simulation.explanation != explanation:
+                raise ValueError(
+                    f"the explanation is {explanation!r}, but {scored_simulation.explanation!r} "
+                    "was scored"
+                )
+            scored_simulation = scored_simulation.scored_simulation
         request = v1.PutExplanationRequest(
             component=component_id(derived_scalar_type, layer_index, component_index),
             explanation_dataset=explanation_dataset,
@@ -203,8 +227,15 @@ class RecordsClient:
         )
         if isinstance(scored_simulation, v1.ScoredAttentionSimulation):
             request.scored_attention_simulation.CopyFrom(scored_simulation)
-        else:
+        elif isinstance(scored_simulation, simulation.ScoredSimulation):
             request.scored_simulation.CopyFrom(scored_simulation)
+        else:
+            raise TypeError(
+                "scored_simulation is what simulation.score gives, a "
+                "neuropil.simulation.v1.ScoredSimulation or a "
+                "neuropil.records.v1.ScoredAttentionSimulation, not a "
+                f"{type(scored_simulation).__name__}"
+            )
         with translated():
             return self.stub.PutExplanation(request, timeout=self._timeout).replaced
 
@@ -214,20 +245,27 @@ class RecordsClient:
         layer_index: int | None,
         component_index: int,
         *,
-        dataset: str,
+        dataset: str | None = None,
+        explanation_datasets: str | Sequence[str] = (),
     ) -> list[Explanation]:
-        """The explanations of a component in all explanation datasets of a dataset of records.
+        """The explanations of a component, in the order of the explanation datasets.
 
-        Of an explanation dataset that can't be read, while another can, a `PartialAnswerWarning`
-        tells.
+        Either in all explanation datasets of a `dataset` of records, or in `explanation_datasets`,
+        which are called by their paths: exactly one of the two is given. Of an explanation dataset
+        that can't be read, while another can, a `PartialAnswerWarning` tells.
 
         Raises:
+            TypeError: if both or neither are given.
             NeuropilError: DATA_LOSS where every one of them failed.
         """
+        if (dataset is None) == (not explanation_datasets):
+            raise TypeError("either dataset or explanation_datasets is needed, and not both")
         request = v1.ListExplanationsRequest(
             component=component_id(derived_scalar_type, layer_index, component_index),
             neuron_dataset=dataset,
         )
+        if explanation_datasets:
+            request.explanation_datasets.paths.extend(dataset_names(explanation_datasets))
         with translated():
             answer = self.stub.ListExplanations(request, timeout=self._timeout)
         for failure in answer.failures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from neuropil import names
 from neuropil.common import v1 as common
 from neuropil.errors import NeuropilError, translated
-from neuropil.names import component_id
+from neuropil.names import component_id, dataset_names
 from neuropil.simulation import v1
 from neuropil.tensors import to_array, to_tensor
 
@@ -56,6 +56,8 @@ class ScoredExplanation:
     """The same before calibration, on the same sequences."""
     sequences: list[ScoredSequence]
     provenance: v1.ScoreProvenance
+    message: v1.ScoredExplanation = field(repr=False)
+    """All of it as the service answered; `client.records.put_explanation` stores it."""
 
 
 class SimulationClient:
@@ -103,7 +105,7 @@ class SimulationClient:
         derived_scalar_type: str,
         layer_index: int | None,
         component_index: int,
-        datasets: Sequence[str],
+        datasets: str | Sequence[str],
         *,
         simulator: str = "",
         calibration: str | None = None,
@@ -113,6 +115,7 @@ class SimulationClient:
         """Simulate, calibrate and score an explanation of a recorded component.
 
         `calibration` is none, linear or percentile; None means the deployment's default.
+        `datasets` are tried in order; a single one need not be in a list.
 
         Raises:
             ValueError: if a name is unknown.
@@ -121,7 +124,7 @@ class SimulationClient:
         request = v1.ScoreExplanationRequest(
             recorded_component=v1.RecordedComponent(
                 component=component_id(derived_scalar_type, layer_index, component_index),
-                datasets=datasets,
+                datasets=dataset_names(datasets),
             ),
             explanation=explanation,
             simulator=simulator,
@@ -199,4 +202,5 @@ def _scored(result: v1.ScoredExplanation) -> ScoredExplanation:
         uncalibrated_scores=_values(result.uncalibrated_scores),
         sequences=sequences,
         provenance=result.provenance,
+        message=result,
     )

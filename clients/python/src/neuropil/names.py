@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from neuropil.common import v1 as common
@@ -118,3 +118,8 @@ def component_id(
         layer_index=layer_index,
         component_index=component_index,
     )
+
+
+def dataset_names(datasets: str | Sequence[str]) -> list[str]:
+    """Names of datasets; one alone need not be in a list."""
+    return [datasets] if isinstance(datasets, str) else list(datasets)
