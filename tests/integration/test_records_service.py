@@ -126,6 +126,18 @@ async def test_the_first_dataset_that_has_it_wins(stub: Any, world: World) -> No
         assert (answer.dataset, answer.max_activation) == (world.path(dataset), maximum)
 
 
+@pytest.mark.parametrize("name", ["x" * 4000, "東" * 1300])
+async def test_long_names_fit_into_an_error(stub: Any, name: str) -> None:
+    for number in (1, 64):
+        unknown = await failure_of(stub.GetTokenRecord(token_request(0, *[name] * number)))
+        assert (unknown.code, unknown.reason) == ("NOT_FOUND", "UNKNOWN_DATASET")
+        assert unknown.message.endswith("configured are: more, own, pub.")
+    missing = await failure_of(stub.GetTokenRecord(token_request(99, "pub", name)))
+    assert (missing.code, missing.reason) == ("NOT_FOUND", "RECORD_NOT_FOUND")
+    refused = await failure_of(stub.GetTokenRecord(token_request(0, f"/{name}")))
+    assert (refused.code, refused.field) == ("INVALID_ARGUMENT", "datasets[0]")
+
+
 async def test_failures(stub: Any, world: World) -> None:
     missing = await failure_of(stub.GetTokenRecord(token_request(99, "pub", "nope", "more")))
     assert (missing.code, missing.reason) == ("NOT_FOUND", "RECORD_NOT_FOUND")

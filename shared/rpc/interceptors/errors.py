@@ -54,6 +54,6 @@ async def abort(context: Context, error: NeuropilError) -> None:
     status = to_status(error)
     await context.abort(
         grpc.StatusCode[error.code],
-        error.message,
+        status.message,
         trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
     )
