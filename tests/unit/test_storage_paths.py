@@ -34,8 +34,15 @@ _touched: list[str] | None = None
 
 
 def _notice(event: str, arguments: tuple[Any, ...]) -> None:
-    if _touched is not None and event in _WATCHED and isinstance(arguments[0], str | os.PathLike):
-        _touched.append(os.path.abspath(arguments[0]))
+    if _touched is None or event not in _WATCHED or not isinstance(arguments[0], str | os.PathLike):
+        return
+    if event == "open" and arguments[2] & os.O_PATH:
+        # That looks where a file is, as `os.lstat` does, and opens nothing.
+        return
+    path = os.path.abspath(arguments[0])
+    if path.startswith(f"{local.HANDLES}/"):
+        path = os.readlink(path)
+    _touched.append(path)
 
 
 sys.addaudithook(_notice)
@@ -168,6 +175,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     variables.undo()
 
 
+@pytest.fixture
+def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links are followed one by one, as where a handle does not tell where it is."""
+    monkeypatch.setattr(local, "_FIND", None)
+
+
 PIECES = st.sampled_from(
     [
         *(
@@ -267,6 +280,21 @@ def test_the_watch_sees_what_is_opened(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["out", "out0", "etc", "up", "dev", "out/0", "in/../../secret"])
 def test_links_out_of_the_root_are_refused(world: World, name: str) -> None:
+    _assert_refused(world, name)
+
+
+def test_links_out_of_the_root_are_refused_step_by_step(world: World, step_by_step: None) -> None:
+    for name in ("out", "out0", "etc", "up", "dev", "in/../../secret"):
+        _assert_refused(world, name)
+    folder = Folder(str(world.root / "in"), "named", str(world.root))
+    assert world.store.read(Folder.trusted(str(world.root)), FILE) == b"content"
+    with pytest.raises(DataLoss, match="is no file"):
+        world.store.read(folder, "2.json")
+    with pytest.raises(DataLoss, match="circle"):
+        world.store.read(folder, "../circle")
+
+
+def _assert_refused(world: World, name: str) -> None:
     folder = Folder(str(world.root / name), "named", str(world.root))
     with noticing() as touched, pytest.raises(InvalidArgument) as caught:
         world.store.read(folder, FILE)
@@ -275,8 +303,30 @@ def test_links_out_of_the_root_are_refused(world: World, name: str) -> None:
     assert touched == []
 
 
-def test_a_link_that_is_swapped_in_after_the_check_is_refused(
+def test_a_link_that_is_swapped_in_once_a_file_is_found_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    (world.secret / FILE).write_text("secret")
+    layer = world.root / "0"
+    really = os.readlink
+
+    def looked_up(path: str) -> str:
+        found = really(path)
+        layer.rename(layer.with_name("away"))
+        layer.symlink_to(world.secret / "0")
+        return found
+
+    monkeypatch.setattr(os, "readlink", looked_up)
+    assert local.read(Folder.trusted(str(world.root)), FILE, 100) == b"content"
+    monkeypatch.undo()
+    with noticing() as touched, pytest.raises(InvalidArgument):
+        local.read(Folder.trusted(str(world.root)), FILE, 100)
+    assert touched == []
+
+
+def test_a_link_that_is_swapped_in_after_the_check_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_by_step: None
 ) -> None:
     world = World(tmp_path)
     really = local.real_path
@@ -308,7 +358,7 @@ def test_a_link_that_is_swapped_in_after_the_check_is_refused(
 
 
 def test_a_dataset_that_is_a_link_may_be_led_elsewhere_at_any_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_by_step: None
 ) -> None:
     current = tmp_path / "current"
     for name in ("old", "new"):

@@ -10,7 +10,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +29,9 @@ from shared.formats.encoding import write_atomically
 # A name that is too long can be no file's.
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 # Without O_NONBLOCK opening a pipe would wait for its writer.
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+# For a handle that says where a file is without opening it.
+_FIND: int | None = os.O_PATH | os.O_CLOEXEC if hasattr(os, "O_PATH") else None
 _LONGEST_PAUSE_SECONDS = 0.02
 
 LOCK_FILE = ".lock"
@@ -38,8 +39,8 @@ LOCK_FILE = ".lock"
 only, and a file that is not open for writing not at all."""
 
 _LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-# Where the system tells what a handle was opened at.
-_HANDLES = "/proc/self/fd"
+HANDLES = "/proc/self/fd"
+"""Where the system tells what a handle was opened at."""
 
 _Result = TypeVar("_Result")
 
@@ -52,27 +53,18 @@ def read(folder: Folder, relative: str, max_bytes: int) -> bytes | None:
     rest.
     """
     name = folder.file_name(relative)
+    handle = _opened_as_found(folder, relative)
+    if handle is None:
+        handle = _opened(folder, relative, name)
+    if handle is None:
+        return None
     try:
-        path = real_path(folder, relative)
-        # To open a device or a pipe may already do something.
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise corrupt(name, "is no file")
-        handle = os.open(path, _READ)
-    except OSError as error:
-        if error.errno in _MISSING:
-            return None
-        if error.errno == errno.ELOOP:
-            raise corrupt(name, "is a link in a circle") from error
-        raise failure(name, error) from error
-    try:
-        _check_opened(handle, path, folder, name)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise corrupt(name, "is no file")
         if status.st_size > max_bytes:
             raise too_large(name, status.st_size, max_bytes)
-        with os.fdopen(handle, "rb", buffering=0, closefd=False) as file:
-            content = _whole(file, status.st_size, max_bytes)
+        content = _whole(handle, status.st_size, max_bytes)
     except OSError as error:
         raise failure(name, error) from error
     finally:
@@ -129,8 +121,7 @@ def real_path(folder: Folder, relative: str) -> str:
     """The real path of a file; InvalidArgument where it is not within the folder's root."""
     try:
         path = os.path.realpath(os.path.join(folder.path, relative))
-        # Mostly no link leads to the root: then it need not be resolved.
-        if is_within(path, folder.root) or is_within(path, os.path.realpath(folder.root)):
+        if _is_in_root(path, folder):
             return path
     except ValueError:
         # A name that no file can have, such as one with a NUL.
@@ -138,15 +129,65 @@ def real_path(folder: Folder, relative: str) -> str:
     raise outside(folder.file_name(relative))
 
 
-def _whole(file: FileIO, size: int, max_bytes: int) -> bytes:
+def _opened_as_found(folder: Folder, relative: str) -> int | None:
+    """A file of the folder, opened; None where that takes a closer look, or none is to be opened.
+
+    The system follows the links, and what it found is what is opened: nothing can be swapped in
+    between. That is also faster than to follow them here.
+    """
+    if _FIND is None:
+        return None
+    try:
+        found = os.open(os.path.join(folder.path, relative), _FIND)
+    except (OSError, ValueError):
+        return None
+    try:
+        there = f"{HANDLES}/{found}"
+        # To open a device or a pipe may already do something.
+        if stat.S_ISREG(os.fstat(found).st_mode) and _is_in_root(os.readlink(there), folder):
+            return os.open(there, _READ)
+    except OSError:
+        pass
+    finally:
+        os.close(found)
+    return None
+
+
+def _opened(folder: Folder, relative: str, name: str) -> int | None:
+    """The same for any file and system; None where there is no such file. Raises as `read`."""
+    try:
+        path = real_path(folder, relative)
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise corrupt(name, "is no file")
+        handle = os.open(path, _READ | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in _MISSING:
+            return None
+        if error.errno == errno.ELOOP:
+            raise corrupt(name, "is a link in a circle") from error
+        raise failure(name, error) from error
+    try:
+        _check_opened(handle, path, folder, name)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _is_in_root(path: str, folder: Folder) -> bool:
+    # Mostly no link leads to the root: then it need not be resolved.
+    return is_within(path, folder.root) or is_within(path, os.path.realpath(folder.root))
+
+
+def _whole(handle: int, size: int, max_bytes: int) -> bytes:
     """All of a file of about `size` bytes; of one that is too large, more than `max_bytes`."""
-    content = file.read(size + 1)
+    content = os.read(handle, size + 1)
     if len(content) == size:
         return content
     # It is being written, or the system answers in parts.
     parts = [content]
     total = len(content)
-    while total <= max_bytes and (part := file.read(2**20)):
+    while total <= max_bytes and (part := os.read(handle, 2**20)):
         parts.append(part)
         total += len(part)
     return b"".join(parts)
@@ -169,13 +210,13 @@ def _entries(entries: Iterable[os.DirEntry[str]], states: bool) -> Iterator[Entr
 def _check_opened(handle: int, path: str, folder: Folder, name: str) -> None:
     """InvalidArgument where a link out of the root was swapped in after the path was resolved."""
     try:
-        opened = os.readlink(f"{_HANDLES}/{handle}")
+        opened = os.readlink(f"{HANDLES}/{handle}")
     except OSError:
         return
     # One that was replaced meanwhile has " (deleted)" after its name.
     if opened.removesuffix(" (deleted)") == path:
         return
-    if not (is_within(opened, folder.root) or is_within(opened, os.path.realpath(folder.root))):
+    if not _is_in_root(opened, folder):
         raise outside(name)
 
 
