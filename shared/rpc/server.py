@@ -29,7 +29,7 @@ from shared.rpc.interceptors.errors import ErrorInterceptor
 from shared.rpc.interceptors.kept_replies import KeptReply, answer_kept, kept_or_parsed
 from shared.rpc.interceptors.observation import ObservationInterceptor
 from shared.rpc.interceptors.request_ids import RequestIdInterceptor
-from shared.rpc.interceptors.validation import ValidationInterceptor
+from shared.rpc.interceptors.validation import ValidationInterceptor, readable_or_not
 from shared.rpc.interceptors.wrapping import (
     Interceptor,
     surround_stream,
@@ -106,7 +106,10 @@ def _generic_handler(
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         behavior = getattr(service.servicer, method.name)
         name = f"{service.descriptor.full_name}/{method.name}"
-        parse = message_factory.GetMessageClass(method.input_type).FromString
+        parse = readable_or_not(
+            message_factory.GetMessageClass(method.input_type).FromString,
+            method.input_type.full_name,
+        )
         formats: dict[str, Any] = {
             "request_deserializer": parse,
             "response_serializer": serialize_reply,

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import numpy as np
 import pytest
 
@@ -111,14 +112,20 @@ class World:
 
 
 @asynccontextmanager
-async def serving(deployment: Deployment) -> AsyncIterator[v1.RecordReaderStub]:
+async def connected(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
     async with record_services(deployment) as services:
         running = await start_server(services, ServerOptions("records", limits=deployment.limits))
         try:
             async with open_aio_channel(f"127.0.0.1:{running.port}") as channel:
-                yield v1.RecordReaderStub(channel)
+                yield channel
         finally:
             await running.drain(5)
+
+
+@asynccontextmanager
+async def serving(deployment: Deployment) -> AsyncIterator[v1.RecordReaderStub]:
+    async with connected(deployment) as channel:
+        yield v1.RecordReaderStub(channel)
 
 
 def token_request(index: int, *datasets: str, layer: int = 0, **view: bool) -> Any:

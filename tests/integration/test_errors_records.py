@@ -14,6 +14,7 @@ import pytest
 from neuropil.errors import NeuropilError
 from neuropil.names import DERIVED_SCALAR_TYPES, component_id
 from neuropil.records import v1
+from services.records.app import SERVICE
 from services.records.reading import RecordReader
 from services.records.search import search
 from services.records.search.embedder import Embedder
@@ -27,6 +28,7 @@ from tests.integration.records_running import (
     HEADS,
     MLP,
     World,
+    connected,
     failure_of,
     put_request,
     serving,
@@ -207,6 +209,14 @@ async def test_search_by_meaning_that_does_not_work(
     async with serving(on) as stub:
         absent = await failure_of(stub.SearchExplanations(search_request()))
     assert "neuropil-services[search]" in shown(absent, "SEMANTIC_SEARCH_NOT_INSTALLED").message
+
+
+async def test_a_request_that_is_no_message(world: World) -> None:
+    async with connected(world.deployment()) as channel:
+        method: Any = channel.unary_unary(f"/{SERVICE.full_name}/GetTokenRecord")
+        cut = token_request(0).SerializeToString()[:-1]
+        for data in (b"\xff", cut):
+            shown(await failure_of(method(data)), "UNREADABLE_REQUEST")
 
 
 async def test_too_many_calls_and_too_little_time(store: Store) -> None:

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import REGISTRY
 
 from neuropil.channel import open_aio_channel
 from neuropil.common import v1 as common
@@ -210,6 +211,37 @@ async def test_a_broken_rule_of_the_contract_names_the_field(stub: Any) -> None:
     request.page_size = -1
     failure = await failure_of(stub.ListLayers(request))
     assert (failure.code, failure.field) == ("INVALID_ARGUMENT", "page_size")
+
+
+@pytest.mark.parametrize("method", ["ListLayers", "BatchGetRecords"])
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_request_that_can_not_be_read_is_refused_as_any_other(
+    probe: Probe, method: str, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    none_kept = {"ListLayers": lambda data: None} if kept else {}
+    server = await start_server([RpcService(SERVICE, probe, none_kept)], ServerOptions("records"))
+    labels = {"service": SERVICE.full_name, "method": method, "code": "INVALID_ARGUMENT"}
+
+    def counted() -> float:
+        return REGISTRY.get_sample_value("neuropil_rpc_seconds_count", labels) or 0.0
+
+    before = counted()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as raw:
+            path = f"/{SERVICE.full_name}/{method}"
+            unary: Any = raw.unary_unary(path)
+            stream: Any = raw.unary_stream(path)
+            for data in (b"\xff", b"\x0a\x02\xff\xfe", layers_of("x").SerializeToString()[:-1]):
+                if method == "ListLayers":
+                    failure = await failure_of(unary(data))
+                else:
+                    failure = await failure_of(stream(data).read())
+                assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "UNREADABLE_REQUEST")
+                assert f"neuropil.records.v1.{method}Request" in failure.message
+    finally:
+        await server.drain(0)
+    assert counted() == before + 3
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
 async def test_an_error_in_mid_stream_comes_after_what_was_sent(stub: Any) -> None:

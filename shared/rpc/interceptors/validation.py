@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import protovalidate
+from google.protobuf.message import DecodeError
 from protovalidate import Violation
 
 from shared.errors import InvalidArgument
 from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
+
+UNREADABLE_REQUEST = "UNREADABLE_REQUEST"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In the place of a request whose bytes are no message of its type."""
+
+    message_type: str
+
+
+def readable_or_not(parse: Callable[[bytes], Any], message_type: str) -> Callable[[bytes], Any]:
+    """A deserializer that gives the request, or `Unreadable`.
+
+    What a deserializer raises would end the call before any interceptor sees it: without details,
+    not measured, and with a trace in the log for every such request.
+    """
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return Unreadable(message_type)
+
+    return deserialize
 
 
 class ValidationInterceptor(Interceptor):
@@ -27,6 +55,11 @@ class ValidationInterceptor(Interceptor):
         return call
 
     def _check(self, request: Any) -> None:
+        if isinstance(request, Unreadable):
+            raise InvalidArgument(
+                f"the request can't be read: it is no {request.message_type}",
+                reason=UNREADABLE_REQUEST,
+            )
         violations = self._validator.collect_violations(request, fail_fast=True)
         if violations:
             raise _explain(violations[0])
