@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from neuropil.channel import MEBIBYTE
+from neuropil.names import DERIVED_SCALAR_TYPES
 from neuropil.records import v1
 from services.records.caching.replies import ReplyCache
 from services.records.caching.shared_cache import SharedCache
@@ -33,9 +34,10 @@ _log = structlog.get_logger(__name__)
 async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcService]]:
     """The record reader over the deployment's datasets and caches, closed at the end.
 
-    A dataset whose folder is missing is warned of: it may be mounted later.
+    A dataset whose folder is missing, or may not be looked at, is warned of: it may be mounted
+    later. So is one of a derived scalar type that the contract does not know.
     """
-    _warn_of_missing_folders(deployment)
+    _warn_of_datasets(deployment)
     url = deployment.cache.url
     if url is None:
         _log.info("no_shared_cache", detail="cache.url is not set; replies are kept in memory only")
@@ -72,8 +74,22 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
         blobs.close()
 
 
-def _warn_of_missing_folders(deployment: Deployment) -> None:
-    for dataset in deployment.datasets:
+def _warn_of_datasets(deployment: Deployment) -> None:
+    for position, dataset in enumerate(deployment.datasets):
         path = dataset.neuron_dataset_path
-        if not is_remote(path) and not Path(path).is_dir():
-            _log.warning("dataset_folder_missing", dataset=dataset.short_name, path=path)
+        if not is_remote(path):
+            try:
+                why = None if Path(path).is_dir() else "there is no such folder"
+            except OSError as error:
+                why = error.strerror
+            if why is not None:
+                _log.warning(
+                    "dataset_folder_missing", dataset=dataset.short_name, path=path, why=why
+                )
+        if dataset.derived_scalar_type not in DERIVED_SCALAR_TYPES:
+            # A later release may know it: this is no error.
+            _log.warning(
+                "dataset_scalar_type_unknown",
+                key=f"datasets[{position}].derived_scalar_type",
+                derived_scalar_type=dataset.derived_scalar_type,
+            )

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import hiredis
 from redis.connection import SSLConnection, parse_url
@@ -55,6 +57,7 @@ class Address:
         ConfigurationError where the URL can't be read or names a certificate that can't.
         """
         try:
+            _check_parts(url)
             # redis-py has no annotation here.
             options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
             encrypted = options.get("connection_class") is SSLConnection
@@ -81,6 +84,15 @@ class Address:
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
+
+
+def _check_parts(url: str) -> None:
+    """ValueError where a part of the URL would be passed over, as of a password that has a "/"."""
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    wrong_path = parts.scheme != "unix" and database and not re.fullmatch("[0-9]+", database)
+    if wrong_path or parts.fragment or "@" in parts.query:
+        raise ValueError("not a URL of a server")
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:

@@ -78,11 +78,18 @@ def refused(error: Exception) -> bool:
 
 def failure(name: str, error: Exception, doing: str = "read") -> NeuropilError:
     """The error for the file or folder `name` that can't be read, listed or written."""
-    _log.warning("storage_failure", file=name, doing=doing, cause=described(error))
+    # That a store is left alone is logged once, and not for every call that it fails.
+    log = _log.debug if isinstance(error, LeftAlone) else _log.warning
+    log("storage_failure", file=name, doing=doing, cause=described(error))
     metadata = {"file": name}
     if refused(error):
+        whose = (
+            "the system grants the service"
+            if isinstance(error, OSError)
+            else "the deployment's credentials grant"
+        )
         return FailedPrecondition(
-            f"{name} can't be {doing}: the deployment's credentials grant no access to it.",
+            f"{name} can't be {doing}: {whose} no access to it.",
             reason=ACCESS_DENIED,
             metadata=metadata,
         )
@@ -145,5 +152,8 @@ def described(error: Exception) -> str:
             if isinstance(error, OSError)
             else (type(error).__name__)
         )
+    if status == 0:
+        # So blobfile calls that there was no answer.
+        return "no connection"
     code = _CODE.search(str(error))
     return f"status {status}{f' {code[1]}' if code else ''}"
