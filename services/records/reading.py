@@ -14,10 +14,11 @@ from services.records.components import Component, View
 from services.records.datasets import DatasetRegistry
 from services.records.explanations import Explanation, Failure, Sources
 from services.records.loading import Record, token_pair_record, token_record
+from services.records.reply_sizes import reply_too_large
 from services.records.sequences import TokenPairSequences, TokenSequences
 from services.records.storage.blobs import Blobs
 from services.records.storage.folders import Folder
-from shared.errors import DataLoss, InvalidArgument, NeuropilError, NotFound, ResourceExhausted
+from shared.errors import DataLoss, InvalidArgument, NeuropilError, NotFound
 from shared.formats.decoding import SimulationResults
 
 REPLY_FORMAT = 1
@@ -28,6 +29,9 @@ EXPLANATIONS_TTL_SECONDS = 60.0
 
 EXPLANATIONS_MEMORY_TTL_SECONDS = 5.0
 """A replica that writes drops them from the shared cache; the memory of others is not told."""
+
+SerializeResults = Callable[[SimulationResults, Folder, str, int], list[bytes]]
+"""Serialized messages of a folder's results, from a file called so, none of more bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,21 +167,27 @@ class RecordReader:
         return await self._read_all(component, sources)
 
     async def simulation_results(
-        self, component: Component, explanation_dataset: str
-    ) -> tuple[SimulationResults, Folder]:
-        """A component's full scored simulations; NotFound where there are none."""
+        self, component: Component, explanation_dataset: str, serialize: SerializeResults
+    ) -> list[bytes]:
+        """A component's full scored simulations, as `serialize` makes them of its file.
+
+        NotFound where there are none.
+        """
         folder = self.registry.explanation_folder(explanation_dataset)
-        results = await self.blobs.load(
-            folder,
-            component.explanation_file,
-            lambda data: explanations.decode(data, component, folder),
-        )
-        if results is None:
+
+        def serialized(data: bytes) -> list[bytes]:
+            results = explanations.decode(data, component, folder)
+            source = folder.file_name(component.explanation_file)
+            return serialize(results, folder, source, self._max_reply_bytes)
+
+        # What is sent takes as much as the file; what the file is parsed to, many times as much.
+        messages = await self.blobs.load(folder, component.explanation_file, serialized)
+        if messages is None:
             raise NotFound(
                 f"No explanations of {component} in {folder.name}.",
                 metadata={"datasets": folder.name},
             )
-        return results, folder
+        return messages
 
     async def forget_explanations(self, component: Component, folder: Folder) -> None:
         """Drop the explanations of a component that were changed, as the folder is usually called.
@@ -232,12 +242,7 @@ class RecordReader:
         if reply is None:
             return None
         if len(reply) > self._max_reply_bytes:
-            raise ResourceExhausted(
-                f"The record {source} is {len(reply)} bytes as an answer; at most "
-                f"{self._max_reply_bytes} are sent.",
-                reason="REPLY_TOO_LARGE",
-                metadata={"bytes": str(len(reply)), "limit": str(self._max_reply_bytes)},
-            )
+            raise reply_too_large(f"The record {source}", len(reply), self._max_reply_bytes)
         return reply
 
     async def _read_all(self, component: Component, sources: Sources) -> bytes:
@@ -245,7 +250,7 @@ class RecordReader:
             *(self._explanations(component, folder) for folder in sources.folders),
             return_exceptions=True,
         )
-        replies: list[bytes] = []
+        replies: list[tuple[Folder, bytes]] = []
         failures: list[Failure] = []
         first: NeuropilError | None = None
         for folder, outcome in zip(sources.folders, read, strict=True):
@@ -259,15 +264,31 @@ class RecordReader:
             elif isinstance(outcome, BaseException):
                 raise outcome
             elif outcome is not None:
-                replies.append(outcome)
+                replies.append((folder, outcome))
+        told = [self._encoders.failures(failures + sources.failures)]
+        size = len(told[0]) + sum(len(reply) for _, reply in replies)
+        while replies and size > self._max_reply_bytes:
+            # The datasets that come first stay; of the others the answer says that they are left.
+            folder, reply = replies.pop()
+            left = reply_too_large(f"All up to {folder.name}", size, self._max_reply_bytes)
+            first = first or left
+            told.append(self._encoders.failures([Failure.of(left, folder.name)]))
+            size += len(told[-1]) - len(reply)
         if first is not None and not replies:
             raise first
-        return b"".join([*replies, self._encoders.failures(failures + sources.failures)])
+        if size > self._max_reply_bytes:
+            raise reply_too_large("What failed", size, self._max_reply_bytes)
+        return b"".join([*(reply for _, reply in replies), *told])
 
     async def _explanations(self, component: Component, folder: Folder) -> bytes | None:
         def serialized(data: bytes) -> bytes:
             results = explanations.decode(data, component, folder)
-            return self._encoders.explanations(explanations.explanations_of(results, folder))
+            reply = self._encoders.explanations(explanations.explanations_of(results, folder))
+            if len(reply) > self._max_reply_bytes:
+                source = folder.file_name(component.explanation_file)
+                what = f"The explanations in {source}"
+                raise reply_too_large(what, len(reply), self._max_reply_bytes)
+            return reply
 
         return await self._cache.get(
             _explanations_key(component, folder),

@@ -18,7 +18,7 @@ from services.records.reading import RecordReader
 from services.records.search.messages import hits_message, query_of
 from services.records.search.search import ExplanationSearch
 from services.records.served_requests import ServedRequests
-from services.records.simulation_messages import result_messages, stored_explanation
+from services.records.simulation_messages import serialized_results, stored_explanation
 from services.records.storage import listing
 from services.records.storage.folders import Folder
 from services.records.storage.writing import ExplanationWriter
@@ -122,15 +122,16 @@ class RecordReaderService:
 
     async def GetScoredSimulations(
         self, request: v1.GetScoredSimulationsRequest, context: Context
-    ) -> AsyncIterator[v1.GetScoredSimulationsResponse]:
+    ) -> AsyncIterator[bytes]:
         """All that the explanations' scores were computed from."""
-        results, folder = await self._reader.simulation_results(
-            component_of(request.component), request.explanation_dataset
+        component = component_of(request.component)
+        messages = await self._reader.simulation_results(
+            component, request.explanation_dataset, serialized_results
         )
-        messages = result_messages(results, folder)
-        # An explanation may hold thousands of sequences: others are answered meanwhile.
-        while (message := await asyncio.to_thread(next, messages, None)) is not None:
-            yield message
+        messages.reverse()
+        while messages:
+            # What was sent is not kept until the last is.
+            yield messages.pop()
 
     async def PutExplanation(
         self, request: v1.PutExplanationRequest, context: Context

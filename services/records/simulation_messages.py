@@ -16,6 +16,7 @@ from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array, to_tensor
 from services.records.convert import explanation_message
 from services.records.explanations import explanations_of
+from services.records.reply_sizes import reply_too_large
 from services.records.storage.blobs import MAX_FILE_BYTES
 from services.records.storage.failures import FILE_TOO_LARGE
 from services.records.storage.folders import Folder
@@ -37,12 +38,33 @@ from shared.formats.simulations import (
 
 # What a number takes in a file at least: 0.0 and a comma.
 _SHORTEST_NUMBER = 4
+# A number of two characters has eight bytes in an answer.
+_MAX_RESULT_BYTES = 4 * MAX_FILE_BYTES
 
 
-def result_messages(
-    results: SimulationResults, folder: Folder
+def serialized_results(
+    results: SimulationResults, folder: Folder, source: str, max_bytes: int
+) -> list[bytes]:
+    """One serialized message for each explanation of the file `source`, in its order.
+
+    ResourceExhausted where one would have more than `max_bytes`, or all of them together far more
+    than a file can.
+    """
+    messages: list[bytes] = []
+    size = 0
+    for message in _result_messages(results, folder, source, max_bytes):
+        if (length := message.ByteSize()) > max_bytes:
+            raise reply_too_large(f"An explanation of {source}", length, max_bytes)
+        messages.append(message.SerializeToString())
+        size += length
+        if size > _MAX_RESULT_BYTES:
+            raise reply_too_large(f"All of {source}", size, _MAX_RESULT_BYTES)
+    return messages
+
+
+def _result_messages(
+    results: SimulationResults, folder: Folder, source: str, max_bytes: int
 ) -> Iterator[v1.GetScoredSimulationsResponse]:
-    """One message for each explanation of a file, in its order."""
     explanations = [explanation_message(each) for each in explanations_of(results, folder)]
     if isinstance(results, AttentionSimulationResults):
         for pairs, explanation in zip(results.scored_explanations, explanations, strict=True):
@@ -56,7 +78,7 @@ def result_messages(
         for scored, explanation in zip(results.scored_explanations, explanations, strict=True):
             yield v1.GetScoredSimulationsResponse(
                 explanation=explanation,
-                scored_simulation=_scored_simulation(scored.scored_simulation),
+                scored_simulation=_scored_simulation(scored.scored_simulation, source, max_bytes),
             )
 
 
@@ -103,18 +125,23 @@ def stored_simulation(message: simulation.ScoredSimulation, field: str) -> Score
     )
 
 
-def _scored_simulation(scored: ScoredSimulation) -> simulation.ScoredSimulation:
-    return simulation.ScoredSimulation(
-        sequences=[
-            simulation.ScoredSequenceSimulation(
-                simulation=_sequence_simulation(each.sequence_simulation),
-                true_activations=to_tensor(_array(each.true_activations)),
-                scores=_scores(each),
-            )
-            for each in scored.scored_sequence_simulations
-        ],
-        scores=_scores(scored),
-    )
+def _scored_simulation(
+    scored: ScoredSimulation, source: str, max_bytes: int
+) -> simulation.ScoredSimulation:
+    message = simulation.ScoredSimulation(scores=_scores(scored))
+    size = 0
+    for each in scored.scored_sequence_simulations:
+        sequence = simulation.ScoredSequenceSimulation(
+            simulation=_sequence_simulation(each.sequence_simulation),
+            true_activations=to_tensor(_array(each.true_activations)),
+            scores=_scores(each),
+        )
+        # Looked at one by one: all of them may have far more than their file.
+        size += sequence.ByteSize()
+        if size > max_bytes:
+            raise reply_too_large(f"An explanation of {source}", size, max_bytes)
+        message.sequences.append(sequence)
+    return message
 
 
 def _scores(scored: ScoredSimulation | ScoredSequenceSimulation) -> simulation.Scores:
@@ -158,12 +185,8 @@ def _table(rows: Sequence[Sequence[float]]) -> common.Tensor | None:
     size = 8 * longest * len(rows)
     if size > MAX_FILE_BYTES:
         # Short rows beside a long one: the table has far more than the file.
-        raise ResourceExhausted(
-            f"A distribution of {len(rows)} tokens and up to {longest} values takes {size} bytes; "
-            f"at most {MAX_FILE_BYTES} are sent.",
-            reason="REPLY_TOO_LARGE",
-            metadata={"bytes": str(size), "limit": str(MAX_FILE_BYTES)},
-        )
+        what = f"A distribution of {len(rows)} tokens and up to {longest} values"
+        raise reply_too_large(what, size, MAX_FILE_BYTES)
     table = np.full((len(rows), longest), np.nan)
     for position, row in enumerate(rows):
         table[position, : len(row)] = row
