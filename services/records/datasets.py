@@ -38,17 +38,26 @@ class DatasetRegistry:
         self, datasets: Sequence[Dataset] = (), allowed_path_prefixes: Sequence[str] = ()
     ) -> None:
         self.datasets = tuple(datasets)
+        # By configured path or URL: the form that it is compared in.
+        self._forms: dict[str, str] = {}
         self._prefixes: list[tuple[str, str]] = []
         for position, prefix in enumerate(allowed_path_prefixes):
             # Taken as it is written it would allow more than it says, or nothing.
             self._prefixes.append((prefix, _checked(prefix, f"allowed_path_prefixes[{position}]")))
         for position, dataset in enumerate(self.datasets):
             key = f"datasets[{position}]"
-            _checked(dataset.neuron_dataset_path, f"{key}.neuron_dataset_path")
+            self._check(dataset.neuron_dataset_path, f"{key}.neuron_dataset_path")
             for number, path in enumerate(dataset.explanation_dataset_paths):
-                _checked(path, f"{key}.explanation_dataset_paths[{number}]")
+                self._check(path, f"{key}.explanation_dataset_paths[{number}]")
             if dataset.cached_explanations_path:
-                _checked(dataset.cached_explanations_path, f"{key}.cached_explanations_path")
+                self._check(dataset.cached_explanations_path, f"{key}.cached_explanations_path")
+        self._folders = {
+            dataset.neuron_dataset_path: Folder.trusted(dataset.neuron_dataset_path)
+            for dataset in self.datasets
+        }
+
+    def _check(self, path: str, key: str) -> None:
+        self._forms[path] = _checked(path, key)
 
     def record_folders(
         self, names: Sequence[str], derived_scalar_type: str, field: str = "datasets"
@@ -127,7 +136,7 @@ class DatasetRegistry:
     def _record_folder(self, name: str, derived_scalar_type: str, field: str) -> Folder | None:
         dataset = self._dataset(name, derived_scalar_type, field)
         if dataset is not None:
-            return Folder.trusted(dataset.neuron_dataset_path)
+            return self._folders[dataset.neuron_dataset_path]
         return self._allowed(name, field) if looks_like_path(name) else None
 
     def _explanation_folder(self, name: str, field: str) -> Folder | None:
@@ -143,7 +152,7 @@ class DatasetRegistry:
             dataset
             for dataset in self.datasets
             if name in (dataset.short_name, dataset.neuron_dataset_path)
-            or (form and form == canonical_of_configured(dataset.neuron_dataset_path))
+            or (form and form == self._forms[dataset.neuron_dataset_path])
         ]
         if not meant:
             return None
@@ -162,10 +171,10 @@ class DatasetRegistry:
         form = canonical(name) if looks_like_path(name) else None
         for dataset in self.datasets:
             for path in dataset.explanation_dataset_paths:
-                if name == path or (form and form == canonical_of_configured(path)):
+                if name == path or (form and form == self._forms[path]):
                     return replace(Folder.trusted(path), name=name)
             cached = dataset.cached_explanations_path
-            if cached and form and form.rpartition("/")[0] == canonical_of_configured(cached):
+            if cached and form and form.rpartition("/")[0] == self._forms[cached]:
                 return Folder(path=form, name=name, root=cached)
         return None
 
