@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import warnings
 from collections.abc import Iterator
 
@@ -341,3 +342,16 @@ def test_a_batch_in_messages_that_hold_little(address: str) -> None:
     components = [("mlp_post_act", 0, index) for index in range(100)]
     with neuropil.connect(records=address, message_bytes=100_000) as small:
         assert len(list(small.records.batch(components, ["demo"]))) == 100
+
+
+def test_a_deadline_is_told_of_in_the_same_words_wherever_it_ends_a_call() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with neuropil.connect(records=address, timeout=0.3) as hasty:
+            for call in (
+                lambda: hasty.records.token_record("mlp_post_act", 1, NEURON, "demo"),
+                lambda: list(hasty.records.batch([("mlp_post_act", 1, NEURON)], "demo")),
+            ):
+                with pytest.raises(neuropil.NeuropilError, match="longer than its dead") as caught:
+                    call()
+                assert (caught.value.code, caught.value.reason) == ("DEADLINE_EXCEEDED", "")

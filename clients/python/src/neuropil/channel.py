@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 import grpc
@@ -17,6 +18,24 @@ SERVICES = (
     "neuropil.scalars.v1.DerivedScalars",
     "neuropil.simulation.v1.Simulation",
 )
+
+
+# As gRPC takes them; without a port it would ask port 443.
+_PLACE = r"(\[[^\]]+\]|[^:/,\[\]\s]+):\d{1,5}"
+_ADDRESS = re.compile(
+    rf"(unix|unix-abstract|xds):\S+|(dns:(//[^/\s]*/)?)?{_PLACE}|ipv[46]:{_PLACE}(,{_PLACE})*"
+)
+
+
+def checked_address(address: str, name: str = "address") -> str:
+    """The address of a service as it is: HOST:PORT, or another target that gRPC knows.
+
+    Raises:
+        ValueError: where it has no port, or is a URL of HTTP, naming it by `name`.
+    """
+    if not _ADDRESS.fullmatch(address):
+        raise ValueError(f"{name} is {address!r}; an address is HOST:PORT, as 127.0.0.1:50051")
+    return address
 
 
 def channel_options(message_bytes: int = DEFAULT_MESSAGE_BYTES) -> list[tuple[str, int | str]]:

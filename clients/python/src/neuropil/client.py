@@ -8,7 +8,7 @@ from typing import Self
 from neuropil._records import RecordsClient
 from neuropil._scalars import ScalarsClient
 from neuropil._simulation import SimulationClient
-from neuropil.channel import DEFAULT_MESSAGE_BYTES, MEBIBYTE, open_channel
+from neuropil.channel import DEFAULT_MESSAGE_BYTES, MEBIBYTE, checked_address, open_channel
 from neuropil.records.v1 import RecordReaderStub
 from neuropil.scalars.v1 import DerivedScalarsStub
 from neuropil.simulation.v1 import SimulationStub
@@ -21,7 +21,8 @@ class Client:
 
     Connecting happens at the first call. A call that takes longer than `timeout` seconds fails
     with DEADLINE_EXCEEDED; a service that can't be reached is tried again within that time.
-    Every failure is a `neuropil.NeuropilError`.
+    Every failure is a `neuropil.NeuropilError`; a ValueError tells at once of an address without a
+    port, or of a timeout that is not above 0.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Client:
     ) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+        addresses = {"records": records, "scalars": scalars, "simulation": simulation}
         self._channels = [
-            open_channel(address, message_bytes=message_bytes)
-            for address in (records, scalars, simulation)
+            open_channel(checked_address(address, name), message_bytes=message_bytes)
+            for name, address in addresses.items()
         ]
         # A message that holds several records has at most 1 MiB.
         self.records = RecordsClient(

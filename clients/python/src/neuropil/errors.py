@@ -66,9 +66,14 @@ def from_rpc_error(error: grpc.RpcError) -> NeuropilError:
                 field = bad_request.field_violations[0].field
             elif detail.Unpack(retry):
                 retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    name = "UNKNOWN" if code is None else code.name
+    message = call.details() or "no details"
+    if name == "DEADLINE_EXCEEDED" and not reason:
+        # The transport's words differ with what it was doing, and are about that.
+        message = "the call took longer than its deadline"
     return NeuropilError(
-        "UNKNOWN" if code is None else code.name,
-        call.details() or "no details",
+        name,
+        message,
         reason=reason,
         field=field,
         metadata=facts,
