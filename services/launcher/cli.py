@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,8 @@ def up(
 
     Prints `ready URL` once every service answers, then a line for each service.
     """
-    from services.launcher.up import Listening, run_up
+    with _needing_all("up"):
+        from services.launcher.up import Listening, run_up
 
     listening = Listening(host, http_port, records_port, scalars_port, simulation_port)
     asyncio.run(run_up(config, listening))
@@ -107,7 +109,8 @@ def demo(
     Starts everything on free ports, reads what neurons respond to, derives direct effects on a
     prompt, simulates, calibrates and scores explanations, and stops everything.
     """
-    from services.launcher.demo.command import run_demo
+    with _needing_all("demo"):
+        from services.launcher.demo.command import run_demo
 
     raise typer.Exit(asyncio.run(run_demo(config, out)))
 
@@ -141,6 +144,21 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _fail(1, str(error))
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _needing_all(command: str) -> Iterator[None]:
+    """ConfigurationError where a package is not installed that a command imports."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(("services", "shared", "neuropil")):
+            raise
+        raise ConfigurationError(
+            "",
+            f"{command} needs {error.name}, which is not installed;"
+            " pip install 'neuropil-services[all]'",
+        ) from error
 
 
 def _fail(code: int, message: str) -> int:
