@@ -35,17 +35,19 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
     """The record reader over the deployment's datasets and caches, closed at the end.
 
     A dataset whose folder is missing, or may not be looked at, is warned of: it may be mounted
-    later. So is one of a derived scalar type that the contract does not know.
+    later. So is one of a derived scalar type that the contract does not know, and a shared cache
+    that can't be used.
     """
     _warn_of_datasets(deployment)
     url = deployment.cache.url
     if url is None:
         _log.info("no_shared_cache", detail="cache.url is not set; replies are kept in memory only")
+    shared = SharedCache(url) if url else None
     blobs = Blobs(deployment.storage)
     reader = RecordReader(
         DatasetRegistry(deployment.datasets, deployment.allowed_path_prefixes),
         blobs,
-        ReplyCache(deployment.cache.memory_megabytes * MEBIBYTE, SharedCache(url) if url else None),
+        ReplyCache(deployment.cache.memory_megabytes * MEBIBYTE, shared),
         encoders(),
         ttl_seconds=deployment.cache.ttl_seconds,
         max_reply_bytes=deployment.limits.message_megabytes * MEBIBYTE,
@@ -63,6 +65,8 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
 
     writer = ExplanationWriter(blobs, changed)
     try:
+        if shared is not None:
+            shared.begin()
         async with search.running():
             service = RecordReaderService(reader, writer, search)
             try:

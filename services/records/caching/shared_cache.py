@@ -61,6 +61,14 @@ class SharedCache:
         self._leasing = True
         self._typical_bytes = 64 * 1024.0
 
+    def begin(self) -> None:
+        """Connect in the background; a server that can't be used is warned of, and tried again.
+
+        Needless before a look-up, which connects as well: but who operates the service is told when
+        it starts, and not when it is first read from.
+        """
+        self._server.begin()
+
     @property
     def leasing(self) -> bool:
         """Whether replicas can agree on who loads a reply."""
