@@ -296,6 +296,21 @@ def _check_read(row: str, name: str, data: bytes) -> None:
     assert EXPECTED.get(row, lambda each: each == 1.5)(value)
 
 
+def test_the_examples_are_read_by_their_names() -> None:
+    record, explanations = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    read = decode_neuron_record(record.encode(), "f")
+    assert (read.neuron_id.neuron_index, read.max_activation, read.mean) == (5, 3.5, 0.01)
+    assert set(json.loads(record)) - {"dataclass_name"} == set(read.__struct_fields__)
+    line = json.dumps(json.loads(explanations)).encode()
+    (scored,) = decode_simulation_results(line, "f").scored_explanations
+    assert (scored.explanation, scored.get_preferred_score()) == ("pets", 0.9)
+    empty = json.loads(explanations)
+    simulation = empty["scored_explanations"][0]["scored_simulation"]
+    simulation |= {"scored_sequence_simulations": [], "ev_correlation_score": None}
+    (bare,) = decode_simulation_results(json.dumps(empty).encode(), "f").scored_explanations
+    assert bare.get_preferred_score() is None
+
+
 def test_the_bases_are_what_the_writer_makes() -> None:
     assert {name: json.loads(text)["dataclass_name"] for name, text in BASES.items()} == {
         "record": "NeuronRecord",
