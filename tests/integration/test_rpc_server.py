@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -385,6 +386,36 @@ def test_a_service_that_asks_for_no_token_listens_on_loopback_only(
     assert done.returncode == 2
     assert "is no IPv4 loopback address" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+STARTS_PROCESSES = """
+import asyncio
+import services.records.app
+from shared.rpc.server import ServerOptions, start_server
+import uvloop
+
+async def main():
+    running = await start_server([], ServerOptions("records"))
+    for _ in range(3):
+        await (await asyncio.create_subprocess_exec("true")).wait()
+    await running.drain(0)
+
+uvloop.run(main())
+"""
+
+
+def test_a_server_that_starts_processes_writes_nothing_of_it() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS_PROCESSES],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
 
 
 async def test_a_client_may_ask_whether_its_idle_connection_lives(
