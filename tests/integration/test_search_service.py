@@ -161,7 +161,7 @@ async def test_what_is_written_elsewhere_holds_no_search_up(
         # From now on the folder's store hangs.
         read = FileStore.read
 
-        def hanging(self: FileStore, folder: Folder, relative: str) -> bytes | None:
+        def hanging(self: FileStore, folder: Folder, relative: str, **limits: int) -> bytes | None:
             if folder.path == str(root / "expl"):
                 opened.wait(60)
             return read(self, folder, relative)

@@ -241,11 +241,13 @@ class Scanner:
         readable = True
         texts: list[Text] = []
         try:
-            data = await self._blobs.read(folder, name)
-            if data is None:
+            found = await self._blobs.load(
+                folder, name, lambda data: texts_of(explanations.decode(data, component, folder))
+            )
+            if found is None:
                 await self._run(self._index.forget, file)
                 return True
-            texts = await self._run(lambda: texts_of(explanations.decode(data, component, folder)))
+            texts = found
         except (DataLoss, ResourceExhausted, InvalidArgument) as error:
             self._tell(folder.file_name(name), error)
             readable = False

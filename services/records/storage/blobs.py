@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from array import array
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -14,10 +15,10 @@ from weakref import WeakValueDictionary
 from cachetools import TTLCache
 
 from services.records.storage import local
-from services.records.storage.failures import failure, write_conflict
+from services.records.storage.failures import FILE_TOO_LARGE, failure, write_conflict
 from services.records.storage.folders import Folder
 from services.records.storage.names import Entry, ascending
-from services.records.storage.operation import GivenUp, Operation
+from services.records.storage.operation import GivenUp, Operation, current
 from services.records.storage.remote import RemoteStore, host_of
 from services.records.storage.transport import Endpoints, LeftAlone, Timeouts, Transport
 from services.records.storage.updating import update_blob
@@ -26,6 +27,9 @@ from shared.settings import Storage
 
 MAX_FILE_BYTES = 64 * 2**20
 NUM_THREADS = 32
+
+LARGE_FILE_BYTES = 4 * 2**20
+"""Larger files take turns, those of a store with one another: one is in memory at a time."""
 
 LISTING_SECONDS = 10.0
 """How long the listing of a folder is kept."""
@@ -44,6 +48,7 @@ _KEY_ENTRIES = 64
 _WRITE_THREADS = 4
 
 _Result = TypeVar("_Result")
+_Content = TypeVar("_Content")
 
 _NOT_KEPT = array("q")
 
@@ -72,11 +77,14 @@ class FileStore:
         )
         self._remote = RemoteStore(self.transport, retries=settings.retries)
 
-    def read(self, folder: Folder, relative: str) -> bytes | None:
-        """The content of the file at `relative` in the folder."""
+    def read(self, folder: Folder, relative: str, *, max_bytes: int | None = None) -> bytes | None:
+        """The content of the file at `relative` in the folder.
+
+        `max_bytes` may be less for once; of a blob, its thread's operation says so.
+        """
         if folder.remote:
             return self._remote.read(folder, relative)
-        return local.read(folder, relative, self.max_bytes)
+        return local.read(folder, relative, max_bytes or self.max_bytes)
 
     def folders(self, folder: Folder, relative: str = "") -> list[str]:
         """Names of the folders at `relative` in the folder, in no particular order."""
@@ -116,17 +124,19 @@ class FileStore:
         change: Callable[[bytes | None], bytes],
         *,
         seconds: float,
+        max_bytes: int | None = None,
     ) -> None:
         """Replace a file by what `change` makes of its content, None where there is none.
 
-        `change` is called again where another writer was faster, so that neither's work is lost.
-        Raises what it raises, FailedPrecondition where nothing can be written, and Unavailable
-        where other writers are faster for `seconds`.
+        `max_bytes` is as for `read`. `change` is called again where another writer was faster, so
+        that neither's work is lost. Raises what it raises, FailedPrecondition where nothing can be
+        written, and Unavailable where other writers are faster for `seconds`.
         """
         if folder.remote:
             update_blob(self._remote, folder, relative, change, seconds=seconds)
         else:
-            local.update(folder, relative, change, seconds=seconds, max_bytes=self.max_bytes)
+            limit = max_bytes or self.max_bytes
+            local.update(folder, relative, change, seconds=seconds, max_bytes=limit)
 
     def _listed(
         self,
@@ -164,6 +174,10 @@ class Blobs:
 
     Local files have `threads`, every blob store has its own: one that hangs holds up nobody else. A
     caller who gives up, and the time that the configuration allows, end what a store is asked.
+
+    What files are made into is made one at a time, as it holds the interpreter's lock: several at
+    once would only wait for one another and keep the event loop waiting. Files of more than
+    `LARGE_FILE_BYTES` have a thread and a turn of their own: small ones don't wait for them.
     """
 
     def __init__(
@@ -178,7 +192,7 @@ class Blobs:
         self._seconds = settings.timeout_seconds
         self._threads = threads
         self._threads_per_store = settings.requests_per_store
-        self._making = threading.Lock()
+        self._making = {large: threading.Lock() for large in (False, True)}
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._under_way: set[Operation] = set()
         self._listings: TTLCache[tuple[str, ...], array[int] | None] = TTLCache(
@@ -196,13 +210,25 @@ class Blobs:
 
     async def read(self, folder: Folder, relative: str) -> bytes | None:
         """As `FileStore.read`."""
-        return await self._run("read", self.store.read, folder, relative)
+        return await self.load(folder, relative, lambda content: content)
 
     async def load(
         self, folder: Folder, relative: str, make: Callable[[bytes], _Result]
     ) -> _Result | None:
         """What `make` makes of a file's content, in the thread that read it; None as `read`."""
-        return await self._run("read", self._load, folder, relative, make)
+
+        def load(large: bool, folder: Folder, relative: str) -> _Result | None:
+            content = self.store.read(folder, relative, max_bytes=self._limit(large))
+            if content is None:
+                return None
+            if (operation := current()) is not None:
+                # What else takes time is no failure of the store.
+                operation.answered()
+            return self._made(make, large, content)
+
+        return await self._by_size(
+            lambda large: self._run("read", partial(load, large), folder, relative, large=large)
+        )
 
     async def folders(self, folder: Folder, relative: str = "") -> list[str]:
         """As `FileStore.folders`; of a blob store as it was in the last `LISTING_SECONDS`.
@@ -264,9 +290,16 @@ class Blobs:
         except TimeoutError as error:
             raise write_conflict(folder.file_name(relative)) from error
         try:
-            left = max(0.0, end - asyncio.get_running_loop().time())
-            work = partial(self.store.update, seconds=left)
-            await self._run("written", work, folder, relative, change, seconds=left)
+
+            async def store(large: bool) -> None:
+                left = max(0.0, end - asyncio.get_running_loop().time())
+                work = partial(self.store.update, seconds=left, max_bytes=self._limit(large))
+                changed = partial(self._made, change, large)
+                await self._run(
+                    "written", work, folder, relative, changed, seconds=left, large=large
+                )
+
+            await self._by_size(store)
         finally:
             lock.release()
             # A write that failed may have happened.
@@ -294,16 +327,23 @@ class Blobs:
             # All who waited may have gone.
             task.exception()
 
-    def _load(
-        self, folder: Folder, relative: str, make: Callable[[bytes], _Result]
-    ) -> _Result | None:
-        data = self.store.read(folder, relative)
-        if data is None:
-            return None
-        # Making holds the interpreter's lock: several at once would only wait for one another and
-        # keep the event loop waiting.
-        with self._making:
-            return make(data)
+    async def _by_size(self, run: Callable[[bool], Awaitable[_Result]]) -> _Result:
+        """What `run` does of a file as a small one; where it is none, of a large one."""
+        try:
+            return await run(False)
+        except ResourceExhausted as error:
+            small, limit = self._limit(False), error.metadata.get("limit")
+            if error.reason != FILE_TOO_LARGE or limit != str(small) or small == self._limit(True):
+                raise
+        return await run(True)
+
+    def _limit(self, large: bool) -> int:
+        most = self.store.max_bytes
+        return most if large else min(LARGE_FILE_BYTES, most)
+
+    def _made(self, make: Callable[[_Content], _Result], large: bool, content: _Content) -> _Result:
+        with self._making[large]:
+            return make(content)
 
     async def _list(
         self, key: tuple[str, ...], folder: Folder, relative: str, suffix: str
@@ -322,23 +362,26 @@ class Blobs:
         relative: str,
         *arguments: Any,
         seconds: float | None = None,
+        large: bool = False,
     ) -> _Result:
         loop = asyncio.get_running_loop()
         writes = doing == "written"
+        lane = f"{' write' if writes else ''}{' large' if large else ''}"
+        most = 1 if large else _WRITE_THREADS if writes else None
         if not folder.remote:
-            pool = self._pool(
-                "write" if writes else "", _WRITE_THREADS if writes else self._threads
-            )
+            pool = self._pool(f"local{lane}", most or self._threads)
             return await loop.run_in_executor(pool, work, folder, relative, *arguments)
         host, name = host_of(folder.path), folder.file_name(relative)
         if not self.store.transport.circuit(host).admits():
             raise failure(name, LeftAlone(host), doing)
-        pool = self._pool(
-            f"{host} write" if writes else host,
-            _WRITE_THREADS if writes else self._threads_per_store,
-        )
+        pool = self._pool(f"{host}{lane}", most or self._threads_per_store)
         seconds = self._seconds if seconds is None else seconds
-        operation = Operation(seconds)
+        time_limit = asyncio.timeout(seconds)
+        operation = Operation(
+            seconds,
+            self._limit(large),
+            lambda: loop.call_soon_threadsafe(_lift, time_limit),
+        )
 
         def run() -> _Result:
             with operation.entered():
@@ -346,7 +389,7 @@ class Blobs:
 
         self._under_way.add(operation)
         try:
-            async with asyncio.timeout(seconds):
+            async with time_limit:
                 return await loop.run_in_executor(pool, run)
         except TimeoutError as error:
             raise failure(name, GivenUp(), doing) from error
@@ -359,3 +402,9 @@ class Blobs:
         if name not in self._pools:
             self._pools[name] = ThreadPoolExecutor(threads, thread_name_prefix=f"blobs {name}")
         return self._pools[name]
+
+
+def _lift(limit: asyncio.Timeout) -> None:
+    # It may be over by now.
+    with suppress(RuntimeError):
+        limit.reschedule(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -27,7 +27,16 @@ class Operation:
     Giving up closes the connection that the thread waits for, so that the thread is free at once.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        max_blob_bytes: int | None = None,
+        on_answered: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`max_blob_bytes` is for an operation that takes less than others; `on_answered` is called
+        when the store is not asked any more."""
+        self.max_blob_bytes = max_blob_bytes
+        self._on_answered = on_answered
         self._deadline = time.monotonic() + seconds
         self._lock = threading.Lock()
         self._connection: HTTPConnection | None = None
@@ -53,6 +62,12 @@ class Operation:
         if self._given_up or left <= 0:
             raise GivenUp
         return left
+
+    def answered(self) -> None:
+        """The store is not asked any more; GivenUp where nobody waits for what is left to do."""
+        if self._given_up:
+            raise GivenUp
+        self._on_answered()
 
     def give_up(self) -> None:
         """End it: what it waits for, and whatever it would do after that."""

@@ -55,7 +55,8 @@ class RemoteStore:
     """Reads, lists and replaces blobs; blocks, and works for the operation of its thread.
 
     A missing blob or folder is None. Raises what `failures.failure` makes of all else that goes
-    wrong, and ResourceExhausted where a blob has more bytes than the transport lets through.
+    wrong, and ResourceExhausted where a blob has more bytes than the transport, or the thread's
+    operation, lets through.
     """
 
     def __init__(self, transport: Transport, *, retries: int) -> None:
@@ -141,7 +142,7 @@ class RemoteStore:
         except FileNotFoundError:
             return None
         except BlobTooLarge as error:
-            raise too_large(name, error.size, self._max_bytes) from error
+            raise too_large(name, error.size, error.limit) from error
         except STORE_FAILURES as error:
             if type(error) is blobfile.Error and not self._denied_lately(path):
                 self._denied[_container(path)] = time.monotonic() + _DENIED_SECONDS

@@ -71,11 +71,12 @@ class CredentialsRefused(Exception):
 
 
 class BlobTooLarge(Exception):
-    """The blob has `size` bytes, more than are read."""
+    """The blob has `size` bytes, more than the `limit`."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size, limit)
         self.size = size
+        self.limit = limit
 
 
 class Transport(urllib3.PoolManager):
@@ -84,9 +85,9 @@ class Transport(urllib3.PoolManager):
     Requests keep their Host header wherever they are sent. An answer is read whole, at most
     `MAX_ANSWER_BYTES`, and compared with the length that it announces. Blobs are asked for whole,
     by a range that ends behind them: an answer with a part only counts as one cut short, and a blob
-    of more than `max_blob_bytes` is not read. Raises LeftAlone, GivenUp, AnswerTooLarge,
-    CredentialsRefused or BlobTooLarge, which blobfile passes on, and urllib3's errors, on which it
-    tries again.
+    of more than `max_blob_bytes`, or than the operation takes, is not read. Raises LeftAlone,
+    GivenUp, AnswerTooLarge, CredentialsRefused or BlobTooLarge, which blobfile passes on, and
+    urllib3's errors, on which it tries again.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Transport(urllib3.PoolManager):
             method, url, preload_content=False, retries=False, redirect=False, **options
         )
         try:
-            self._check_blob(response)
+            self._check_blob(response, operation)
             body = b"" if method == "HEAD" else _body(response, operation)
         except BaseException:
             response.close()
@@ -203,7 +204,7 @@ class Transport(urllib3.PoolManager):
             enforce_content_length=False,
         )
 
-    def _check_blob(self, response: urllib3.BaseHTTPResponse) -> None:
+    def _check_blob(self, response: urllib3.BaseHTTPResponse, operation: Operation) -> None:
         if response.status != _PARTIAL_CONTENT:
             return
         part = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -211,8 +212,9 @@ class Transport(urllib3.PoolManager):
             raise ProtocolError("a part of a blob without its range")
         first, last = int(part[1]), int(part[2])
         size = last + 1 if part[3] == "*" else int(part[3])
-        if size > self.max_blob_bytes:
-            raise BlobTooLarge(size)
+        limit = min(self.max_blob_bytes, operation.max_blob_bytes or self.max_blob_bytes)
+        if size > limit:
+            raise BlobTooLarge(size, limit)
         if (first, last) != (0, size - 1):
             raise ProtocolError(f"only {part[0]}")
 
