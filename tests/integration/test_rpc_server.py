@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import structlog
 from google.protobuf import text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -265,6 +266,26 @@ async def test_a_stream_is_closed_when_its_caller_goes(
     await asyncio.wait_for(probe.cancelled.wait(), 5)
     await stub.ListDatasets(records.ListDatasetsRequest())
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+async def test_a_caller_that_goes_during_a_write_is_no_defect(channel: grpc.aio.Channel) -> None:
+    def ended(code: str) -> float:
+        labels = {"service": SERVICE.full_name, "method": "BatchGetRecords", "code": code}
+        return REGISTRY.get_sample_value("neuropil_rpc_seconds_count", labels) or 0.0
+
+    before = {code: ended(code) for code in ("CANCELLED", "INTERNAL")}
+    with structlog.testing.capture_logs() as logs:
+        for number in range(5):
+            call = records.RecordReaderStub(channel).BatchGetRecords(batch("endless"))
+            assert await call.read()
+            # Time to fill what the connection takes without a reader.
+            await asyncio.sleep(0.1)
+            call.cancel()
+            async with asyncio.timeout(10):
+                while sum(map(ended, before)) <= sum(before.values()) + number:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    assert {code: ended(code) - before[code] for code in before} == {"CANCELLED": 5, "INTERNAL": 0}
+    assert not [each for each in logs if each["log_level"] == "error"]
 
 
 async def test_a_call_ends_at_its_deadline_and_its_work_is_cancelled(

@@ -9,6 +9,7 @@ method is.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -20,6 +21,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Behavior = Callable[[Any, Context], Awaitable[Any]]
 """A method: gives its response, or writes its responses and gives None."""
 Stream = Callable[[Any, Context], AsyncGenerator[Any, None]]
+
+_CANCELLED_WITHIN_SECONDS = 0.5
 
 
 class Interceptor(ABC):
@@ -56,6 +59,12 @@ def _writing(behavior: Stream) -> Behavior:
         # Closed here and not when it is collected: a caller that goes ends the work at once.
         async with aclosing(behavior(request, context)) as responses:
             async for response in responses:
-                await context.write(response)
+                try:
+                    await context.write(response)
+                except grpc.aio.InternalError:
+                    # So does a write fail whose caller has gone, which cancels the call a moment
+                    # later. Nothing tells it before from a response that can't be sent.
+                    await asyncio.sleep(_CANCELLED_WITHIN_SECONDS)
+                    raise
 
     return call
