@@ -5,6 +5,7 @@ Only the system's own words are passed on: other texts hold paths, URLs and head
 
 from __future__ import annotations
 
+import binascii
 import errno
 import re
 
@@ -65,8 +66,11 @@ def status_of(error: Exception) -> int | None:
 
 
 def refused(error: Exception) -> bool:
-    """Whether the store, the system, or who hands out tokens answers but grants no access."""
-    if isinstance(error, CredentialsRefused):
+    """Whether the store, the system, or who hands out tokens answers but grants no access.
+
+    So it is where the deployment's key can't be used at all.
+    """
+    if isinstance(error, CredentialsRefused | binascii.Error):
         return True
     if isinstance(error, OSError):
         return error.errno in _REFUSED_ERRNOS
@@ -145,6 +149,10 @@ def write_conflict(name: str) -> Unavailable:
 
 def described(error: Exception) -> str:
     """What the log says of an error: no header, no query, no credentials."""
+    if isinstance(error, binascii.Error):
+        return "a key that is no base64"
+    if type(error) is blobfile.Error:
+        return "no credentials that the store takes"
     status = status_of(error)
     if status is None:
         return (
