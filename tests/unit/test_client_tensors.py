@@ -79,3 +79,11 @@ def test_names_are_the_ones_that_people_write() -> None:
     assert names.NODE_TYPES.name(999) == ""
     with pytest.raises(ValueError, match="'nope' is no loss; there are logit_diff"):
         names.LOSS_KINDS.value("nope")
+
+
+def test_a_name_that_is_misspelt_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'mlp_postact' is no .*; did you mean mlp_post_act") as e:
+        names.DERIVED_SCALAR_TYPES.value("mlp_postact")
+    assert len(str(e.value)) < 200
+    with pytest.raises(ValueError, match="there are none, linear, percentile, isotonic"):
+        names.CALIBRATION_KINDS.value("quadratic")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, cast
 
 from neuropil.common import v1 as common
@@ -66,7 +67,9 @@ class EnumNames(Generic[Value]):
         """
         value = self._value_of.get(name)
         if value is None:
-            raise ValueError(f"{name!r} is no {self._what}; there are {', '.join(self)}")
+            near = get_close_matches(name, self, n=3) if isinstance(name, str) else []
+            known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self)}"
+            raise ValueError(f"{name!r} is no {self._what}; {known}")
         return value
 
     def name(self, value: int) -> str:
