@@ -2,6 +2,9 @@
 
 Bytes that were validated once are valid, so nothing need be parsed; and a call that does not
 suspend can't outlive its deadline. Ids, metrics and admission are as for any other call.
+
+Only the record service has such replies. This is here, and not there, as it says which interceptors
+a call may pass by: who adds one or changes one has to look at it.
 """
 
 from __future__ import annotations
