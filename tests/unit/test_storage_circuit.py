@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from services.records.storage.circuit import FAILURES_IN_A_ROW, PAUSE_SECONDS, Circuit
+from services.records.storage.circuit import (
+    FAILURES_IN_A_ROW,
+    PAUSE_SECONDS,
+    Admission,
+    Circuit,
+)
 
 
 class Clock:
@@ -16,7 +21,7 @@ class Clock:
 def failing(clock: Clock, changes: list[bool] | None = None) -> Circuit:
     circuit = Circuit(clock=clock, on_change=(changes if changes is not None else []).append)
     for _ in range(FAILURES_IN_A_ROW):
-        assert circuit.enter()
+        assert circuit.enter() is Admission.GRANTED
         circuit.failed()
     return circuit
 
@@ -25,7 +30,7 @@ def test_single_failures_change_nothing() -> None:
     circuit = Circuit()
     for _ in range(10 * FAILURES_IN_A_ROW):
         circuit.failed()
-        assert circuit.enter()
+        assert circuit.enter() is Admission.GRANTED
         circuit.succeeded()
 
 
@@ -34,12 +39,24 @@ def test_after_failures_in_a_row_one_request_a_pause_is_let_through() -> None:
     circuit = failing(clock)
     assert not circuit.admits()
     for _ in range(3):
-        assert not circuit.enter()
+        assert circuit.enter() is Admission.REFUSED
         clock.now += PAUSE_SECONDS
         assert circuit.admits()
-        assert circuit.enter()
+        assert circuit.enter() is Admission.TRIAL
         assert not circuit.admits(), "the one before may still hang"
         circuit.failed()
+
+
+def test_a_trial_that_failed_late_is_not_sent_again_at_once() -> None:
+    clock = Clock()
+    circuit = failing(clock)
+    clock.now += PAUSE_SECONDS
+    assert circuit.enter() is Admission.TRIAL
+    clock.now += 2 * PAUSE_SECONDS
+    circuit.failed()
+    assert circuit.enter() is Admission.REFUSED
+    clock.now += PAUSE_SECONDS
+    assert circuit.enter() is Admission.TRIAL
 
 
 def test_the_first_answer_lets_all_through() -> None:
@@ -48,6 +65,6 @@ def test_the_first_answer_lets_all_through() -> None:
     circuit.failed()
     circuit.succeeded()
     assert changes == [True, False]
-    assert all(circuit.enter() for _ in range(10))
+    assert {circuit.enter() for _ in range(10)} == {Admission.GRANTED}
     circuit.failed()
     assert circuit.admits()

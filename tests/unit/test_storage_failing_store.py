@@ -16,7 +16,7 @@ import pytest
 from services.records.storage import blobs as blobs_module
 from services.records.storage import transport
 from services.records.storage.blobs import Blobs, FileStore
-from services.records.storage.circuit import FAILURES_IN_A_ROW
+from services.records.storage.circuit import FAILURES_IN_A_ROW, PAUSE_SECONDS
 from services.records.storage.folders import Folder
 from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted, Unavailable
 from tests.emulators.failing import BAD, CONTENT, Store
@@ -218,6 +218,21 @@ async def test_an_operation_ends_with_its_time(store: Store) -> None:
         with pytest.raises(Unavailable, match="took too long"):
             await asyncio.wait_for(blobs.read(FOLDER, name), SECONDS)
     await asyncio.wait_for(asyncio.to_thread(blobs.close), SECONDS)
+
+
+async def test_one_caller_alone_does_not_wait_for_a_store_that_hangs(store: Store) -> None:
+    """Each of its calls is a trial, which must not take the time of a usual read."""
+    store.hanging_hosts = {"fails"}
+    blobs = Blobs(store.settings(connect_timeout_seconds=0.1))
+    circuit = blobs.store.transport.circuit("fails.blob.core.windows.net")
+    for _ in range(FAILURES_IN_A_ROW):
+        circuit.failed()
+    await asyncio.sleep(PAUSE_SECONDS)
+    assert circuit.admits()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(blobs.read(FOLDER, "hangs"), SECONDS)
+    assert store.seen.total() == 1
+    blobs.close()
 
 
 async def test_the_time_counts_in_the_queue(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +14,21 @@ PAUSE_SECONDS = 1.0
 """How long after one request the next is let through to a store that fails."""
 
 
+class Admission(enum.Enum):
+    """Whether a request may be sent to a store."""
+
+    REFUSED = enum.auto()
+    TRIAL = enum.auto()
+    """To find out whether it answers again: its caller is not to wait long for that."""
+    GRANTED = enum.auto()
+
+
 class Circuit:
     """Whether a store is asked; safe to use from several threads.
 
-    After `FAILURES_IN_A_ROW` failures one request in `PAUSE_SECONDS` is let through, whatever
-    became of the one before it, so that a store that answers again is found within about a second.
-    The first answer lets all requests through.
+    After `FAILURES_IN_A_ROW` failures one request in `PAUSE_SECONDS` is let through as a trial,
+    whatever became of the one before it, so that a store that answers again is found within about a
+    second. One that failed is not tried again at once. The first answer lets all requests through.
     """
 
     def __init__(
@@ -39,18 +49,18 @@ class Circuit:
         with self._lock:
             return self._admits()
 
-    def enter(self) -> bool:
+    def enter(self) -> Admission:
         """The same, for a request that is then sent."""
         with self._lock:
             if not self._admits():
-                return False
+                return Admission.REFUSED
             self._next_trial = self._clock() + PAUSE_SECONDS
-            return True
+            return Admission.TRIAL if self._open else Admission.GRANTED
 
     def succeeded(self) -> None:
         """The store answered."""
         with self._lock:
-            was_open, self._failures = self._failures >= FAILURES_IN_A_ROW, 0
+            was_open, self._failures = self._open, 0
             if was_open:
                 self._on_change(False)
 
@@ -58,9 +68,14 @@ class Circuit:
         """The store did not answer, or only that it can't."""
         with self._lock:
             self._failures += 1
-            if self._failures == FAILURES_IN_A_ROW:
+            if self._open:
                 self._next_trial = self._clock() + PAUSE_SECONDS
+            if self._failures == FAILURES_IN_A_ROW:
                 self._on_change(True)
 
+    @property
+    def _open(self) -> bool:
+        return self._failures >= FAILURES_IN_A_ROW
+
     def _admits(self) -> bool:
-        return self._failures < FAILURES_IN_A_ROW or self._clock() >= self._next_trial
+        return not self._open or self._clock() >= self._next_trial

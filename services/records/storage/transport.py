@@ -14,7 +14,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 
 from services.records.storage import metrics
-from services.records.storage.circuit import Circuit
+from services.records.storage.circuit import Admission, Circuit
 from services.records.storage.operation import (
     GivenUp,
     Operation,
@@ -119,9 +119,14 @@ class Transport(urllib3.PoolManager):
         operation = current() or Operation(self._timeouts.operation)
         circuit = self.circuit(host)
         left = operation.seconds_left()
-        if not circuit.enter():
+        admission = circuit.enter()
+        if admission is Admission.REFUSED:
             metrics.STORE_REQUESTS.labels(host, "not_sent").inc()
             raise LeftAlone(host)
+        silence = self._timeouts.read
+        if admission is Admission.TRIAL:
+            # A store that hung before would hold up one caller a second for all of that time.
+            silence = min(silence, self._timeouts.connect)
         begun = time.monotonic()
         try:
             answer = self._answer(
@@ -131,7 +136,7 @@ class Transport(urllib3.PoolManager):
                 body=options.get("body"),
                 headers=headers,
                 timeout=urllib3.Timeout(
-                    connect=min(self._timeouts.connect, left), read=min(self._timeouts.read, left)
+                    connect=min(self._timeouts.connect, left), read=min(silence, left)
                 ),
             )
         except BlobTooLarge:
