@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from services.records.storage import blobs as blobs_module
 from services.records.storage import local
 from services.records.storage.blobs import LARGE_FILE_BYTES, Blobs
 from services.records.storage.folders import Folder
-from shared.errors import ResourceExhausted
+from shared.errors import DataLoss, ResourceExhausted
 from tests.emulators.failing import CONTENT, Store
 
 SECONDS = 30
@@ -121,6 +122,29 @@ async def test_large_files_are_merged_one_at_a_time(
     await asyncio.wait_for(asyncio.gather(*writes), SECONDS)
     assert held.most == 1
     assert await blobs.read(folder, "3/large") == b"made"
+
+
+async def test_an_error_that_is_kept_keeps_no_content(blobs: Blobs, folder: Folder) -> None:
+    def refuse(content: bytes | None) -> bytes:
+        parsed = bytearray(content or b"")
+        try:
+            raise ValueError(len(parsed))
+        except ValueError as error:
+            raise DataLoss("corrupt") from error
+
+    kept = []
+    tracemalloc.start()
+    try:
+        for number in range(FILES):
+            for call in (blobs.load, blobs.update):
+                with pytest.raises(DataLoss) as caught:
+                    await call(folder, f"{number}/large", refuse)
+                kept.append(caught.value)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(kept) == 2 * FILES
+    assert held < len(LARGE)
 
 
 async def test_the_limit_is_told_as_it_is(folder: Folder) -> None:

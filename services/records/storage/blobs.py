@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from traceback import clear_frames
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -22,7 +23,7 @@ from services.records.storage.operation import GivenUp, Operation, current
 from services.records.storage.remote import RemoteStore, host_of
 from services.records.storage.transport import Endpoints, LeftAlone, Timeouts, Transport
 from services.records.storage.updating import update_blob
-from shared.errors import ResourceExhausted, Unavailable
+from shared.errors import NeuropilError, ResourceExhausted, Unavailable
 from shared.settings import Storage
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -329,13 +330,21 @@ class Blobs:
 
     async def _by_size(self, run: Callable[[bool], Awaitable[_Result]]) -> _Result:
         """What `run` does of a file as a small one; where it is none, of a large one."""
+
+        async def tried(large: bool) -> _Result:
+            try:
+                return await run(large)
+            except NeuropilError as error:
+                _drop_locals(error)
+                raise
+
         try:
-            return await run(False)
+            return await tried(False)
         except ResourceExhausted as error:
             small, limit = self._limit(False), error.metadata.get("limit")
             if error.reason != FILE_TOO_LARGE or limit != str(small) or small == self._limit(True):
                 raise
-        return await run(True)
+        return await tried(True)
 
     def _limit(self, large: bool) -> int:
         most = self.store.max_bytes
@@ -402,6 +411,13 @@ class Blobs:
         if name not in self._pools:
             self._pools[name] = ThreadPoolExecutor(threads, thread_name_prefix=f"blobs {name}")
         return self._pools[name]
+
+
+def _drop_locals(error: BaseException | None) -> None:
+    """Else who keeps an error would keep the content in its frames, and what that was parsed to."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _lift(limit: asyncio.Timeout) -> None:
