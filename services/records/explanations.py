@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from services.records.components import Component
 from services.records.datasets import DatasetRegistry
 from services.records.storage.blobs import Blobs
-from services.records.storage.folders import Folder
+from services.records.storage.folders import Folder, canonical_of_configured
 from shared.errors import InvalidArgument, NeuropilError
 from shared.formats.decoding import SimulationResults, decode_simulation_results
 
@@ -104,3 +104,24 @@ async def find_sources(
             for name in sorted(await blobs.folders(parent))
         ]
     return Sources(folders, [])
+
+
+def listed_as(registry: DatasetRegistry, folder: Folder) -> list[Folder]:
+    """What `find_sources` makes of a folder where it lists all that a dataset of records has.
+
+    The configuration may spell its path in another way, such as https:// for az://.
+    """
+    form = _form(folder.path)
+    above, _, name = form.rpartition("/")
+    found: list[Folder] = []
+    for dataset in registry.datasets:
+        paths = dataset.explanation_dataset_paths
+        found += [Folder.trusted(path) for path in paths if _form(path) == form]
+        cached = dataset.cached_explanations_path
+        if cached is not None and _form(cached) == above:
+            found.append(Folder.trusted(Folder.trusted(cached).file_name(name)))
+    return found
+
+
+def _form(path: str) -> str:
+    return canonical_of_configured(path) or path

@@ -192,11 +192,15 @@ class RecordReader:
     async def forget_explanations(self, component: Component, folder: Folder) -> None:
         """Drop the explanations of a component that were changed, as the folder is usually called.
 
-        Answers under another spelling of its path grow old by themselves.
+        That is as the request and the configuration do. Answers under another spelling of its path
+        grow old by themselves.
         """
-        for name in {folder.name, folder.name.rstrip("/"), f"{folder.path}/", folder.path}:
-            called = Folder(folder.path, name, folder.root)
-            await self._cache.forget(_explanations_key(component, called))
+        names = {folder.name, folder.name.rstrip("/"), f"{folder.path}/", folder.path}
+        called = {Folder(folder.path, name, "") for name in names}
+        for listed in explanations.listed_as(self.registry, folder):
+            called.add(Folder(listed.path, listed.name, ""))
+        for each in called:
+            await self._cache.forget(_explanations_key(component, each))
 
     async def close(self) -> None:
         """End what runs, and close the caches."""
@@ -219,7 +223,9 @@ class RecordReader:
                 not_shared=key in not_shared,
             )
             if reply is not None:
-                return reply
+                # One from the shared cache may have been made where more could be sent.
+                source = folder.file_name(component.record_file)
+                return self._sendable(reply, f"The record {source}")
         tried = [folder.name for folder in resolution.folders]
         unknown = f"; {', '.join(resolution.unknown)} not known" if resolution.unknown else ""
         raise NotFound(
@@ -234,15 +240,17 @@ class RecordReader:
         def serialized(data: bytes) -> bytes:
             if component.by_token_pair:
                 pairs = token_pair_record(data, folder.name, component, view, source)
-                return self._encoders.token_pair_record(pairs)
-            tokens = token_record(data, folder.name, component, view, source)
-            return self._encoders.token_record(tokens)
+                reply = self._encoders.token_pair_record(pairs)
+            else:
+                tokens = token_record(data, folder.name, component, view, source)
+                reply = self._encoders.token_record(tokens)
+            return self._sendable(reply, f"The record {source}")
 
-        reply = await self.blobs.load(folder, component.record_file, serialized)
-        if reply is None:
-            return None
+        return await self.blobs.load(folder, component.record_file, serialized)
+
+    def _sendable(self, reply: bytes, what: str) -> bytes:
         if len(reply) > self._max_reply_bytes:
-            raise reply_too_large(f"The record {source}", len(reply), self._max_reply_bytes)
+            raise reply_too_large(what, len(reply), self._max_reply_bytes)
         return reply
 
     async def _read_all(self, component: Component, sources: Sources) -> bytes:
@@ -284,11 +292,8 @@ class RecordReader:
         def serialized(data: bytes) -> bytes:
             results = explanations.decode(data, component, folder)
             reply = self._encoders.explanations(explanations.explanations_of(results, folder))
-            if len(reply) > self._max_reply_bytes:
-                source = folder.file_name(component.explanation_file)
-                what = f"The explanations in {source}"
-                raise reply_too_large(what, len(reply), self._max_reply_bytes)
-            return reply
+            source = folder.file_name(component.explanation_file)
+            return self._sendable(reply, f"The explanations in {source}")
 
         return await self._cache.get(
             _explanations_key(component, folder),

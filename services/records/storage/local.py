@@ -10,8 +10,11 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
+
+import structlog
 
 from services.records.storage.failures import (
     failure,
@@ -43,6 +46,7 @@ HANDLES = "/proc/self/fd"
 """Where the system tells what a handle was opened at."""
 
 _Result = TypeVar("_Result")
+_log = structlog.get_logger(__name__)
 
 
 def read(folder: Folder, relative: str, max_bytes: int) -> bytes | None:
@@ -195,7 +199,7 @@ def _whole(handle: int, size: int, max_bytes: int) -> bytes:
 
 def _entries(entries: Iterable[os.DirEntry[str]], states: bool) -> Iterator[Entry]:
     for entry in entries:
-        if _is_writers(entry.name):
+        if _is_writers(entry.name) or not _is_text(entry.name):
             continue
         # A file may be gone by now, as those that writers rename are.
         with suppress(FileNotFoundError):
@@ -237,6 +241,22 @@ def _make(folder: Path) -> None:
 def _is_writers(name: str) -> bool:
     """Whether a file is no part of a dataset, but what its writers lock or have not renamed yet."""
     return name.startswith(".") and (name == LOCK_FILE or name.endswith(".tmp"))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8: no request could ask for another, and no answer could tell of it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        _tell_of(name)
+        return False
+    return True
+
+
+@lru_cache(maxsize=1000)
+def _tell_of(name: str) -> None:
+    """Log a name once."""
+    _log.warning("name_is_not_utf8", name=ascii(name))
 
 
 @contextmanager
