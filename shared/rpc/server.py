@@ -16,6 +16,7 @@ import structlog
 import uvloop
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -51,10 +52,16 @@ _log = structlog.get_logger(__name__)
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("ExecuteBatchError")
+    # Comes with a trace for every client that leaves in the middle of an answer; that call is
+    # logged anyway.
+    if record.getMessage().startswith("ExecuteBatchError"):
+        return False
+    # A health check or a question of reflection that can't be read is its sender's fault alone.
+    # Anything else that can't be read is answered by ValidationInterceptor.
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, DecodeError)
 
 
-# With a trace for every client that leaves in the middle of an answer; that call is logged anyway.
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_logging)
 
 

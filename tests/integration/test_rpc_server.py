@@ -246,6 +246,17 @@ async def test_a_request_that_can_not_be_read_is_refused_as_any_other(
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
+async def test_a_health_check_that_can_not_be_read_leaves_no_trace_in_the_log(
+    channel: grpc.aio.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await check(b"\xff")
+    assert not caplog.records
+    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
 async def test_an_error_in_mid_stream_comes_after_what_was_sent(stub: Any) -> None:
     received = []
     with pytest.raises(NeuropilError, match="the second is missing"):
