@@ -11,6 +11,7 @@ from services.records.storage.blobs import Blobs
 from services.records.storage.folders import Folder, canonical_of_configured
 from shared.errors import InvalidArgument, NeuropilError
 from shared.formats.decoding import SimulationResults, decode_simulation_results
+from shared.short_texts import short_message, short_metadata
 
 EXACTLY_ONE = "Exactly one of explanation_datasets and neuron_dataset must be specified."
 
@@ -44,8 +45,10 @@ class Failure:
 
     @classmethod
     def of(cls, error: NeuropilError, dataset: str = "") -> Failure:
-        """What is said of an error that does not fail the whole request."""
-        return cls(error.code, error.reason, error.message, dataset, error.metadata)
+        """What is said of an error that does not fail the whole request, as short as it would be
+        said alone: an answer may say it ten thousand times."""
+        message, metadata = short_message(error.message), short_metadata(error.metadata)
+        return cls(error.code, error.reason, message, dataset, metadata)
 
 
 @dataclass(frozen=True, slots=True)

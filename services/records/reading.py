@@ -292,15 +292,17 @@ class RecordReader:
         def serialized(data: bytes) -> bytes:
             results = explanations.decode(data, component, folder)
             reply = self._encoders.explanations(explanations.explanations_of(results, folder))
-            source = folder.file_name(component.explanation_file)
-            return self._sendable(reply, f"The explanations in {source}")
+            return self._sendable(reply, what)
 
-        return await self._cache.get(
+        what = f"The explanations in {folder.file_name(component.explanation_file)}"
+        reply = await self._cache.get(
             _explanations_key(component, folder),
             partial(self.blobs.load, folder, component.explanation_file, serialized),
             ttl_seconds=min(EXPLANATIONS_TTL_SECONDS, self._ttl_seconds),
             memory_ttl_seconds=EXPLANATIONS_MEMORY_TTL_SECONDS,
         )
+        # One from the shared cache may have been made where more could be sent.
+        return None if reply is None else self._sendable(reply, what)
 
 
 def _record_key(component: Component, folder: Folder, view: View) -> str:

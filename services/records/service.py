@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from neuropil.records import v1
+from services.records.components import Component
 from services.records.convert import (
     batch_message,
     component_of,
@@ -24,6 +25,8 @@ from services.records.storage.folders import Folder
 from services.records.storage.writing import ExplanationWriter
 from shared.rpc.interceptors.kept_replies import KeptReply
 from shared.rpc.interceptors.wrapping import Context
+
+_COMPONENTS_AT_ONCE = 500
 
 
 class RecordReaderService:
@@ -95,10 +98,12 @@ class RecordReaderService:
         self, request: v1.BatchGetRecordsRequest, context: Context
     ) -> AsyncIterator[bytes]:
         """Many records, each in its component's place; several a message where it is allowed."""
-        components = [
-            component_of(component, f"components[{position}]")
-            for position, component in enumerate(request.components)
-        ]
+        components: list[Component] = []
+        for position, component in enumerate(request.components):
+            if position % _COMPONENTS_AT_ONCE == _COMPONENTS_AT_ONCE - 1:
+                # Others are answered meanwhile.
+                await asyncio.sleep(0)
+            components.append(component_of(component, f"components[{position}]"))
         batch = self._reader.batch(
             components,
             request.datasets,

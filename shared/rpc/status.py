@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from neuropil.errors import NeuropilError as ClientError
 from shared import errors
+from shared.short_texts import short_message, short_metadata, shortened
 
 _BY_CODE: dict[str, type[errors.NeuropilError]] = {
     kind.code: kind
@@ -24,10 +25,6 @@ _BY_CODE: dict[str, type[errors.NeuropilError]] = {
 }
 
 
-# A client drops trailers of more than 8 KiB, and with them what they say. A text goes there twice
-# in the details, which grow by a third, and once with up to three bytes for each of its own.
-_TEXT_BYTES = 900
-_METADATA_BYTES = 1200
 _FIELD_BYTES = 256
 
 
@@ -36,17 +33,14 @@ def to_status(error: errors.NeuropilError) -> status_pb2.Status:
 
     Texts that are too long for the trailers of an answer have "…" in place of their middle.
     """
-    text = _shortened(error.message, _TEXT_BYTES)
-    metadata = error.metadata
-    if sum(len(value.encode()) for value in metadata.values()) > _METADATA_BYTES:
-        share = _METADATA_BYTES // len(metadata)
-        metadata = {key: _shortened(value, share) for key, value in metadata.items()}
+    text = short_message(error.message)
+    metadata = short_metadata(error.metadata)
     details: list[message.Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason, domain=errors.DOMAIN, metadata=metadata)
     ]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_shortened(error.field, _FIELD_BYTES), description=text, reason=error.reason
+            field=shortened(error.field, _FIELD_BYTES), description=text, reason=error.reason
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_seconds is not None:
@@ -60,16 +54,6 @@ def to_status(error: errors.NeuropilError) -> status_pb2.Status:
         packed.append(wrapper)
     code: int = grpc.StatusCode[error.code].value[0]
     return status_pb2.Status(code=code, message=text, details=packed)
-
-
-def _shortened(text: str, most_bytes: int) -> str:
-    data = text.encode()
-    if len(data) <= most_bytes:
-        return text
-    kept = most_bytes - len("…".encode())
-    head, tail = data[: kept - kept // 3], data[-(kept // 3) :]
-    # A character that is cut in two is left out.
-    return f"{head.decode(errors='ignore')}…{tail.decode(errors='ignore')}"
 
 
 def from_client_error(error: ClientError) -> errors.NeuropilError | None:

