@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.records.storage.blobs import FileStore
+from services.records.storage.file_store import FileStore
 from services.records.storage.folders import Folder
 from services.records.storage.names import ascending
 from shared.errors import NotFound

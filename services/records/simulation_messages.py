@@ -17,8 +17,8 @@ from neuropil.tensors import to_array, to_tensor
 from services.records.convert import explanation_message
 from services.records.explanations import explanations_of
 from services.records.reply_sizes import reply_too_large
-from services.records.storage.blobs import MAX_FILE_BYTES
 from services.records.storage.failures import FILE_TOO_LARGE
+from services.records.storage.file_store import MAX_FILE_BYTES
 from services.records.storage.folders import Folder
 from services.records.stored_scores import stored_score, stored_scores
 from shared.errors import InvalidArgument, ResourceExhausted

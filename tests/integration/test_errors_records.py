@@ -125,7 +125,7 @@ async def test_files_that_can_not_be_read(
         file.truncate(2**40)
     large = await failure_of(stub.GetTokenRecord(token_request(18)))
     assert shown(large, "FILE_TOO_LARGE").metadata["bytes"] == str(2**40)
-    monkeypatch.setattr("services.records.storage.blobs.MAX_ENTRIES", 3)
+    monkeypatch.setattr("services.records.storage.file_store.MAX_ENTRIES", 3)
     many = await failure_of(stub.ListComponents(components_request(0)))
     assert shown(many, "FOLDER_TOO_LARGE").metadata == {"limit": "3"}
 

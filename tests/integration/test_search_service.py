@@ -19,7 +19,7 @@ import yaml
 import neuropil
 from neuropil.names import component_id
 from neuropil.records import v1
-from services.records.storage.blobs import FileStore
+from services.records.storage.file_store import FileStore
 from services.records.storage.folders import Folder
 from shared.settings import Dataset, Deployment, Search
 from tests.conftest import REPOSITORY

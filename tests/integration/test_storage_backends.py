@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.records.storage.blobs import Blobs, FileStore
+from services.records.storage.blobs import Blobs
+from services.records.storage.file_store import FileStore
 from services.records.storage.folders import Folder
 from services.records.storage.listing import components, layers
 from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted, Unavailable

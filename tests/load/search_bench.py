@@ -29,7 +29,7 @@ from services.records.search.embedder import Embedder, model_version
 from services.records.search.index import ExplanationIndex
 from services.records.search.index_semantic import DIMENSIONS
 from services.records.search.scanner import path_of
-from services.records.storage.blobs import FileStore
+from services.records.storage.file_store import FileStore
 from services.records.storage.folders import Folder
 from shared.formats.encoding import encode
 from shared.formats.records import NeuronId

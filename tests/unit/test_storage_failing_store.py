@@ -15,8 +15,9 @@ import pytest
 
 from services.records.storage import blobs as blobs_module
 from services.records.storage import transport
-from services.records.storage.blobs import Blobs, FileStore
+from services.records.storage.blobs import Blobs
 from services.records.storage.circuit import FAILURES_IN_A_ROW, PAUSE_SECONDS
+from services.records.storage.file_store import FileStore
 from services.records.storage.folders import Folder
 from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted, Unavailable
 from tests.emulators.failing import BAD, CONTENT, Store

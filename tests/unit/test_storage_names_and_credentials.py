@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from services.records.storage.blobs import FileStore
+from services.records.storage.file_store import FileStore
 from services.records.storage.folders import Folder
 from services.records.storage.transport import Transport
 from shared.errors import FailedPrecondition, Unavailable

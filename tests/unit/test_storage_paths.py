@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from services.records.datasets import DatasetRegistry
 from services.records.storage import local
-from services.records.storage.blobs import FileStore
+from services.records.storage.file_store import FileStore
 from services.records.storage.folders import Folder
 from shared.errors import ConfigurationError, DataLoss, InvalidArgument, NeuropilError
 from shared.settings import Dataset
