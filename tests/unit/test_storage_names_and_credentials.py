@@ -78,12 +78,12 @@ def test_an_account_whose_name_is_not_found(
 
 @pytest.mark.parametrize("key", ["not-base64!", "abcde"])
 def test_a_key_that_is_no_base64_is_no_outage(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "acct")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", f"bad{len(key)}")
     monkeypatch.setenv("AZURE_STORAGE_KEY", key)
     store = Store()
     files = FileStore(store.settings(retries=0))
     with structlog.testing.capture_logs() as logs, pytest.raises(FailedPrecondition) as caught:
-        files.read(Folder.trusted("az://acct/box"), "0/1.json")
+        files.read(Folder.trusted(f"az://bad{len(key)}/box"), "0/1.json")
     assert caught.value.reason == "STORAGE_ACCESS_DENIED"
     assert [entry["cause"] for entry in logs] == ["a key that is no base64"]
     assert key not in f"{caught.value.message} {logs}"
