@@ -19,10 +19,11 @@ from services.records.reading import RecordReader
 from services.records.search.messages import hits_message, query_of
 from services.records.search.search import ExplanationSearch
 from services.records.served_requests import ServedRequests
-from services.records.simulation_messages import serialized_results, stored_explanation
+from services.records.simulation_messages import serialized_results
 from services.records.storage import listing
 from services.records.storage.folders import Folder
 from services.records.storage.writing import ExplanationWriter
+from services.records.stored_explanations import stored_explanation
 from shared.rpc.interceptors.kept_replies import KeptReply
 from shared.rpc.interceptors.wrapping import Context
 

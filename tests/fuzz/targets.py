@@ -28,10 +28,10 @@ from services.records.convert import (
 from services.records.datasets import DatasetRegistry
 from services.records.fast_reading import read_usual_record
 from services.records.loading import token_pair_record, token_record
-from services.records.simulation_messages import stored_explanation
 from services.records.storage import listing
 from services.records.storage.folders import Folder
 from services.records.stored import StoredRecord
+from services.records.stored_explanations import stored_explanation
 from shared.errors import DataLoss, InvalidArgument, NeuropilError, ResourceExhausted
 from shared.formats import token_pairs
 from shared.formats.decoding import decode_neuron_record, decode_simulation_results

@@ -10,12 +10,9 @@ import pytest
 from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_tensor
-from services.records.simulation_messages import (
-    serialized_results,
-    stored_explanation,
-    stored_simulation,
-)
+from services.records.simulation_messages import serialized_results
 from services.records.storage.folders import Folder
+from services.records.stored_explanations import stored_explanation, stored_simulation
 from shared.errors import ResourceExhausted
 from shared.formats.records import NeuronId
 from shared.formats.simulations import (

@@ -19,12 +19,12 @@ from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_tensor
 from services.records.components import Component
-from services.records.simulation_messages import stored_explanation
 from services.records.storage import conditional, local
 from services.records.storage.blobs import Blobs
 from services.records.storage.folders import Folder
 from services.records.storage.local import LOCK_FILE
 from services.records.storage.writing import ExplanationWriter
+from services.records.stored_explanations import stored_explanation
 from shared.errors import (
     DataLoss,
     FailedPrecondition,
