@@ -97,7 +97,7 @@ fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new in
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --keep
 
 .PHONY: faults-records
-faults-records: setup ## Let parts fail under load, 60 s each, and check every answer
+faults-records: setup ## Let parts fail under load, SECONDS= each (60), and check every answer
 	$(BIN)/python -m tests.faults --seconds $(or $(SECONDS),60)
 
 .PHONY: load-records
@@ -112,4 +112,5 @@ soak-records: setup ## 200,000 reads of all kinds: does the record service keep 
 .PHONY: clean
 clean: ## Remove everything that make made, but not report/
 	rm -rf .venv .venv-without-torch .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	rm -rf *.egg-info clients/python/src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

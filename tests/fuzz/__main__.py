@@ -127,6 +127,8 @@ def main() -> int:
             print(log[-4000:], flush=True)
         elif options.keep:
             print(f"{name}: {keep(name, options.work)} inputs added to the corpus", flush=True)
+    if not failed:
+        print("No crash, no hang, no wrong answer, no more memory than allowed.", flush=True)
     return 1 if failed else 0
 
 
