@@ -16,6 +16,7 @@ from services.records.caching.shared_cache import SharedCache
 from services.records.components import Component
 from services.records.convert import encoders
 from services.records.datasets import DatasetRegistry
+from services.records.malloc_arenas import limit_arenas
 from services.records.reading import RecordReader
 from services.records.search.search import ExplanationSearch
 from services.records.service import RecordReaderService
@@ -38,6 +39,8 @@ async def record_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
     later. So is one of a derived scalar type that the contract does not know, and a shared cache
     that can't be used.
     """
+    # Before there are threads.
+    limit_arenas()
     _warn_of_datasets(deployment)
     url = deployment.cache.url
     if url is None:
