@@ -22,6 +22,7 @@ LONGEST_SOCKET_PATH = 107
 """Bytes of a Unix socket's path that Linux takes."""
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_UNTIL_STOP = 0.2
 
 
 def run(memory_megabytes: int) -> int:
@@ -52,6 +53,9 @@ def run(memory_megabytes: int) -> int:
                 print(f"serving cache unix://{socket_path}", flush=True)
                 while not _stop_asked(readable):
                     if not server.is_running():
+                        # Whoever ends the whole group ends the server too, perhaps first.
+                        if _stop_asked(readable, _SECONDS_UNTIL_STOP):
+                            break
                         server.terminate()
                         server.start()
             finally:
@@ -63,15 +67,15 @@ def run(memory_megabytes: int) -> int:
     return 0
 
 
-def _stop_asked(signals: int) -> bool:
-    """Wait until something happens, and give whether it is a reason to end."""
+def _stop_asked(signals: int, seconds: float | None = None) -> bool:
+    """Wait until something happens, so long at most, and give whether it is a reason to end."""
     with selectors.DefaultSelector() as selector:
         selector.register(signals, selectors.EVENT_READ)
         selector.register(sys.stdin, selectors.EVENT_READ)
-        ready = {key.fileobj for key, _ in selector.select()}
+        ready = {key.fileobj for key, _ in selector.select(seconds)}
         if signals in ready:
             return any(number in _STOPPING for number in os.read(signals, 4096))
-        return not os.read(sys.stdin.fileno(), 4096)
+        return bool(ready) and not os.read(sys.stdin.fileno(), 4096)
 
 
 def _fail(code: int, message: str) -> int:

@@ -159,10 +159,10 @@ async def test_storage_that_fails_or_refuses(
 ) -> None:
     store.broken = True
     # Every read beyond the listing of a store that is broken is answered with 503.
-    async with serving(far("az://acct/box/mlp", store.settings(retries=0))) as stub:
+    async with serving(far("az://broken/box/mlp", store.settings(retries=0))) as stub:
         broken = await failure_of(stub.ListComponents(components_request(0)))
     shown(broken, "STORAGE_UNAVAILABLE")
-    assert broken.metadata["file"].startswith("az://acct/box/mlp")
+    assert broken.metadata["file"].startswith("az://broken/box/mlp")
     assert broken.retry_after_seconds is not None
     azurite.create_container("acct", "refusing")
     for name, value in {**azurite.environment, "AZURE_STORAGE_KEY": "d3Jvbmc="}.items():

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import neuropil
 from neuropil.scalars.v1 import GetModelInfoResponse
-from neuropil.simulation.v1 import ScoreProvenance
+from neuropil.simulation.v1 import ScoredExplanation, ScoreProvenance
 from services.launcher.demo.charts import nice_ticks, scatter
 from services.launcher.demo.job import DemoResult, Effects, Neuron, OwnEffects, top_tokens
 from services.launcher.demo.naming import node_name, number, visible
@@ -43,7 +43,13 @@ def scored(true: list[float], simulated: list[float]) -> neuropil.ScoredExplanat
         [" <b>", "\n", "猫"], np.array(true), np.array(simulated), np.array(simulated) * 3
     )
     return neuropil.ScoredExplanation(
-        "x", 0.5, dict(scores), dict(scores), [each], ScoreProvenance(simulator="embedding")
+        explanation="x",
+        score=0.5,
+        scores=dict(scores),
+        uncalibrated_scores=dict(scores),
+        sequences=[each],
+        provenance=ScoreProvenance(simulator="embedding"),
+        message=ScoredExplanation(),
     )
 
 
