@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from shared.formats.decoding import MAX_PARSED_BYTES, memory_bound
+from tests.unit.memory_of_reading import peak_bytes
 
 _ID = '{"neuron_id":{"neuron_index":1,"layer_index":1},'
 _SAMPLE = _ID + '"random_sample":[{"activations":[%s],"tokens":[%s]}]}'
@@ -62,23 +61,6 @@ FORMS = {
     ),
 }  # fmt: skip
 
-_CHILD = """
-import sys
-from shared.errors import NeuropilError
-from shared.formats.decoding import decode_neuron_record
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-with open(sys.argv[1], "rb") as file:
-    data = file.read()
-before = peak()
-try:
-    decode_neuron_record(data, "f")
-except NeuropilError:
-    pass
-print((peak() - before) * 1024)
-"""
-
 
 @pytest.mark.parametrize("form", FORMS)
 def test_parsing_takes_no_more_memory_than_the_bound(form: str, tmp_path: Path) -> None:
@@ -86,14 +68,11 @@ def test_parsing_takes_no_more_memory_than_the_bound(form: str, tmp_path: Path) 
     data = text.encode()
     file = tmp_path / "record.json"
     file.write_bytes(data)
-    child = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(file)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
+    taken = peak_bytes(
+        "from shared.formats.decoding import decode_neuron_record",
+        'decode_neuron_record(data, "f")',
+        file,
     )
-    taken = int(child.stdout)
     # 2 MiB of grace: the interpreter's own pools.
     assert taken <= memory_bound(data, lenient=lenient) + 2**21, f"{taken / len(data)} a byte"
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from shared.formats.decoding import decode_neuron_record, memory_bound
 from shared.formats.encoding import encode
 from shared.formats.records import ActivationRecord, NeuronId, NeuronRecord
 from tests.fuzz.mutation import mutated_json
+from tests.unit.memory_of_reading import peak_bytes
 
 MOMENTS = ("mean", "variance", "skewness", "kurtosis")
 
@@ -212,24 +211,6 @@ def test_what_is_declined_is_read_slowly() -> None:
     assert first[1] == -1.0
 
 
-_CHILD = """
-import sys
-from services.records.fast_reading import read_record
-from shared.errors import NeuropilError
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-with open(sys.argv[1], "rb") as file:
-    data = file.read()
-before = peak()
-try:
-    read_record(data, "f", with_quantiles=False)
-except NeuropilError:
-    pass
-print((peak() - before) * 1024)
-"""
-
-
 @pytest.mark.parametrize(
     ("content", "item"),
     [
@@ -246,12 +227,10 @@ def test_reading_takes_no_more_memory_than_the_bound(
     data = (identity + content % (item * (2**22 // len(item))) + "}").encode()
     file = tmp_path / "record.json"
     file.write_bytes(data)
-    child = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(file)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
+    taken = peak_bytes(
+        "from services.records.fast_reading import read_record",
+        'read_record(data, "f", with_quantiles=False)',
+        file,
     )
     # 2 MiB of grace: the interpreter's own pools.
-    assert int(child.stdout) <= memory_bound(data, lenient=False) + 2**21
+    assert taken <= memory_bound(data, lenient=False) + 2**21

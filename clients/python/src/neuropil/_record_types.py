@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,33 +48,28 @@ class TokenPairSequence:
         return square
 
 
+_Sequence = TypeVar("_Sequence", TokenSequence, TokenPairSequence)
+
+
 @dataclass(frozen=True)
-class TokenRecord:
+class _Record(Generic[_Sequence]):
+    dataset: str
+    max_activation: float
+    top: list[_Sequence]
+    """The most activating sequences, strongest first."""
+    random: list[_Sequence]
+    quantiles: list[list[_Sequence]]
+    quantile_boundaries: list[float]
+    moments: dict[str, float]
+    """mean, variance, skewness and kurtosis, where they are known."""
+
+
+class TokenRecord(_Record[TokenSequence]):
     """What was recorded of a component by token."""
 
-    dataset: str
-    max_activation: float
-    top: list[TokenSequence]
-    """The most activating sequences, strongest first."""
-    random: list[TokenSequence]
-    quantiles: list[list[TokenSequence]]
-    quantile_boundaries: list[float]
-    moments: dict[str, float]
-    """mean, variance, skewness and kurtosis, where they are known."""
 
-
-@dataclass(frozen=True)
-class TokenPairRecord:
+class TokenPairRecord(_Record[TokenPairSequence]):
     """What was recorded of a component by token pair."""
-
-    dataset: str
-    max_activation: float
-    top: list[TokenPairSequence]
-    random: list[TokenPairSequence]
-    quantiles: list[list[TokenPairSequence]]
-    quantile_boundaries: list[float]
-    moments: dict[str, float]
-    """mean, variance, skewness and kurtosis, where they are known."""
 
 
 @dataclass(frozen=True)
