@@ -264,14 +264,11 @@ def _typed(kind: str, autoencoder: Requirement, node_type: NodeType) -> tuple[De
     )
 
 
-LATER: dict[str, Declaration] = {
-    each.dst.name: each
-    for each in (
-        *(
-            declare(name, dimensions, formula, requires=requires)
-            for name, dimensions, formula, requires in _ROWS
-        ),
-        *_typed("mlp", _MLP, NodeType.MLP_AUTOENCODER_LATENT),
-        *_typed("attention", _ATTN, NodeType.ATTENTION_AUTOENCODER_LATENT),
-    )
-}
+DECLARATIONS: tuple[Declaration, ...] = (
+    *(
+        declare(name, dimensions, formula, requires=requires)
+        for name, dimensions, formula, requires in _ROWS
+    ),
+    *_typed("mlp", _MLP, NodeType.MLP_AUTOENCODER_LATENT),
+    *_typed("attention", _ATTN, NodeType.ATTENTION_AUTOENCODER_LATENT),
+)

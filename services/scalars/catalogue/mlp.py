@@ -95,3 +95,5 @@ MLP_DIRECT_EFFECT = declare(
     requires=(Requirement.GRADIENT,),
     at=LocationWithinLayer.MLP,
 )
+
+DECLARATIONS = (MLP_OUTPUT, MLP_WRITE_NORM, MLP_ACT_TIMES_GRAD, MLP_DIRECT_EFFECT)

@@ -82,3 +82,5 @@ PREVIOUS_RESIDUAL = declare(
     backward=True,
     at=LocationWithinLayer.END_OF_PREVIOUS_LAYER,
 )
+
+DECLARATIONS = (*RAW, PREVIOUS_RESIDUAL)

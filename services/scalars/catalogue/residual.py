@@ -135,3 +135,5 @@ ALWAYS_ONE = _layer_scalar(
     None,
     Requirement.NO_LAYER,
 )
+
+DECLARATIONS = (*NORMS, *PROJECTIONS, TOKEN_ATTRIBUTION, ALWAYS_ONE)

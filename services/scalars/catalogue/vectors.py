@@ -85,3 +85,5 @@ ATTN_WEIGHTED_VALUE = declare(
     at=LocationWithinLayer.ATTN,
     node_type=NodeType.V_CHANNEL,
 )
+
+DECLARATIONS = (ATTN_WRITE, ATTN_WRITE_SUM_HEADS, MLP_WRITE, ATTN_WEIGHTED_VALUE)
