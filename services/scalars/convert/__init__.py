@@ -1,0 +1,33 @@
+"""Between the contract's messages and the domain's objects, and nothing more."""
+
+from __future__ import annotations
+
+from services.scalars.convert.answers import (
+    component_scalars,
+    inference_result,
+    token_pair_sequences,
+    top_nodes,
+)
+from services.scalars.convert.frames import check_row, frames
+from services.scalars.convert.model import model_info, scalar_type
+from services.scalars.convert.requests import (
+    component_spec,
+    inference_spec,
+    selection,
+    top_nodes_spec,
+)
+
+__all__ = [
+    "check_row",
+    "component_scalars",
+    "component_spec",
+    "frames",
+    "inference_result",
+    "inference_spec",
+    "model_info",
+    "scalar_type",
+    "selection",
+    "token_pair_sequences",
+    "top_nodes",
+    "top_nodes_spec",
+]

@@ -1,0 +1,125 @@
+"""What was derived, as the contract's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuropil import names
+from neuropil.common import v1 as common
+from neuropil.scalars import v1 as scalars
+from neuropil.tensors import to_tensor
+from services.scalars import token_pairs
+from services.scalars.data_plane import ComponentScalars, InferenceResult
+from services.scalars.deriving.indexing import NodeIndex
+from services.scalars.model.locations import NodeType, PassType
+from services.scalars.top_nodes import NodeScalars
+from services.scalars.top_tokens import TopTokens
+
+INDICES_PER_NODE = 3
+
+
+def inference_result(result: InferenceResult) -> scalars.InferenceResult:
+    """What a run gave besides activations."""
+    return scalars.InferenceResult(
+        seconds=result.seconds,
+        memory_used_before=result.memory_used_before,
+        memory_used_after=result.memory_used_after,
+        loss=result.loss,
+        token_ids=result.tokens,
+        tokens=result.token_strings,
+    )
+
+
+def node_table(nodes: Sequence[NodeIndex], pass_of_all: PassType) -> scalars.NodeTable:
+    """Nodes column by column."""
+    indices = np.full((len(nodes), INDICES_PER_NODE), -1, dtype=np.int64)
+    for position, node in enumerate(nodes):
+        given = [-1 if index is None else index for index in node.tensor_indices]
+        indices[position, : len(given)] = given
+    return scalars.NodeTable(
+        node_types=[names.NODE_TYPES.value(node.node_type) for node in nodes],
+        tensor_indices=indices.reshape(-1).tolist(),
+        layer_indices=[-1 if node.layer_index is None else node.layer_index for node in nodes],
+        pass_type=names.PASS_TYPES.value(pass_of_all),
+    )
+
+
+def component_scalars(derived: ComponentScalars, pass_of_all: PassType) -> scalars.ComponentScalars:
+    """One component's scalars."""
+    return scalars.ComponentScalars(
+        activations=to_tensor(derived.activations),
+        nodes=node_table(derived.nodes, pass_of_all),
+        top_tokens=None if derived.top_tokens is None else _top_tokens(derived.top_tokens),
+    )
+
+
+def _top_tokens(top_tokens: TopTokens) -> scalars.TopTokens:
+    top, bottom = (
+        [
+            scalars.ScoredToken(
+                token=each.token,
+                scalar=each.scalar,
+                normalized_scalar=each.normalized_scalar,
+            )
+            for each in entries
+        ]
+        for entries in (top_tokens.top, top_tokens.bottom)
+    )
+    return scalars.TopTokens(top=top, bottom=bottom)
+
+
+def token_pair_sequences(
+    tokens: Sequence[str], by_query_and_key: NDArray[np.float32]
+) -> common.TokenPairSequences:
+    """One component's scalars by token pair, with summaries."""
+    pairs = token_pairs.summarize(by_query_and_key)
+
+    def summary(each: token_pairs.TokenSummary) -> common.TokenPairSummary:
+        return common.TokenPairSummary(
+            values=to_tensor(each.values), normalized_values=to_tensor(each.normalized)
+        )
+
+    return common.TokenPairSequences(
+        tokens=tokens,
+        sequence_lengths=[len(tokens)],
+        attended_to_caps=[len(tokens)],
+        activations=to_tensor(pairs.activations),
+        normalized_activations=to_tensor(pairs.normalized),
+        total_in=summary(pairs.total_in),
+        max_in=summary(pairs.max_in),
+        total_out=summary(pairs.total_out),
+        max_out=summary(pairs.max_out),
+    )
+
+
+def top_nodes(
+    found: NodeScalars, pass_of_all: PassType, vocabulary: Sequence[str]
+) -> scalars.TopNodes:
+    """Listed nodes; their vocabulary entries where they are some."""
+    of_vocabulary = bool(found.nodes) and all(
+        node.node_type is NodeType.VOCAB_TOKEN for node in found.nodes
+    )
+    return scalars.TopNodes(
+        nodes=node_table(found.nodes, pass_of_all),
+        groups=[
+            scalars.GroupScalars(
+                group_id=names.GROUP_IDS.value(name),
+                values=to_tensor(values),
+            )
+            for name, values in found.values.items()
+        ],
+        sums=[
+            scalars.IntermediateSum(
+                group_id=names.GROUP_IDS.value(group),
+                derived_scalar_type=names.DERIVED_SCALAR_TYPES.value(dst),
+                values=to_tensor(values),
+            )
+            for (group, dst), values in found.sums.items()
+        ],
+        vocabulary_tokens=[vocabulary[int(node.tensor_indices[-1] or 0)] for node in found.nodes]
+        if of_vocabulary
+        else (),
+    )

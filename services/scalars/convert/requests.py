@@ -1,0 +1,139 @@
+"""What requests ask for, as the domain's objects.
+
+Requests have passed the contract's own rules: no enum is unset where one is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from neuropil import names
+from neuropil.common import v1 as common
+from neuropil.scalars import v1 as scalars
+from services.scalars.ablations import AblationSpec
+from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
+from services.scalars.inference import InferenceSpec
+from services.scalars.losses import LossKind, LossSpec
+from services.scalars.model.locations import (
+    ActivationLocationType,
+    Dimension,
+    NodeType,
+    PassType,
+)
+from services.scalars.selections import ComponentSpec, DimensionRange, Selection
+from services.scalars.top_nodes import ScalarGroup, TopNodesSpec
+from shared.errors import InvalidArgument, Unimplemented
+
+
+def inference_spec(message: scalars.InferenceSpec, field: str = "inference") -> InferenceSpec:
+    """What to run; Unimplemented for what a later release runs."""
+    for name in ("trace", "within_layer_gradient_index"):
+        if message.HasField(name):
+            raise Unimplemented(f"{name} is not served yet", field=f"{field}.{name}")
+    if message.prepend_beginning_token:
+        raise InvalidArgument(
+            "the model's family needs no beginning token; write one into the prompt to have it",
+            field=f"{field}.prepend_beginning_token",
+        )
+    return InferenceSpec(
+        prompt=message.prompt,
+        ablations=tuple(
+            AblationSpec(activation_index(each.index), each.value) for each in message.ablations
+        ),
+        loss=_loss(message.loss) if message.HasField("loss") else None,
+    )
+
+
+def _loss(message: scalars.LossFunction) -> LossSpec:
+    return LossSpec(
+        kind=LossKind(names.LOSS_KINDS.name(message.kind)),
+        target_tokens=tuple(message.target_tokens),
+        distractor_tokens=tuple(message.distractor_tokens),
+        position=message.position if message.HasField("position") else None,
+    )
+
+
+def pass_type(number: int) -> PassType:
+    """A pass type, forward where none is set."""
+    return PassType(names.PASS_TYPES.name(number)) if number else PassType.FORWARD
+
+
+def activation_index(message: common.ActivationIndex) -> ActivationIndex:
+    """Elements of an activation or gradient."""
+    return ActivationIndex(
+        ActivationLocationType(names.ACTIVATION_LOCATION_TYPES.name(message.location_type)),
+        _indices(message.tensor_indices),
+        message.layer_index if message.HasField("layer_index") else None,
+        pass_type(message.pass_type),
+    )
+
+
+def _node_index(message: common.NodeIndex) -> NodeIndex:
+    return NodeIndex(
+        NodeType(names.NODE_TYPES.name(message.node_type)),
+        _indices(message.tensor_indices),
+        message.layer_index if message.HasField("layer_index") else None,
+        pass_type(message.pass_type),
+    )
+
+
+def _indices(messages: Iterable[common.DimensionIndex]) -> tuple[int | None, ...]:
+    return tuple(each.index if each.HasField("index") else None for each in messages)
+
+
+def selection(message: scalars.ScalarSelection) -> Selection:
+    """What to derive."""
+    return Selection(
+        dst=names.DERIVED_SCALAR_TYPES.name(message.derived_scalar_type),
+        pass_type=pass_type(message.pass_type),
+        layer_indices=tuple(message.layer_indices),
+        ranges=tuple(
+            DimensionRange(
+                Dimension(names.DIMENSIONS.name(each.dimension)),
+                each.start,
+                each.stop if each.HasField("stop") else None,
+            )
+            for each in message.ranges
+        ),
+        node_index=_node_index(message.node_index) if message.HasField("node_index") else None,
+        activation_index=activation_index(message.activation_index)
+        if message.HasField("activation_index")
+        else None,
+    )
+
+
+def component_spec(
+    component: common.ComponentId, pass_number: int, top_token_count: int
+) -> ComponentSpec:
+    """Which component to derive."""
+    return ComponentSpec(
+        dst=names.DERIVED_SCALAR_TYPES.name(component.derived_scalar_type),
+        layer_index=component.layer_index if component.HasField("layer_index") else None,
+        component_index=component.component_index,
+        pass_type=pass_type(pass_number),
+        top_token_count=top_token_count,
+    )
+
+
+def top_nodes_spec(message: scalars.TopNodesSpec) -> TopNodesSpec:
+    """Which nodes to list."""
+    return TopNodesSpec(
+        groups=tuple(
+            ScalarGroup(
+                names.GROUP_IDS.name(group.group_id),
+                tuple(
+                    names.DERIVED_SCALAR_TYPES.name(number) for number in group.derived_scalar_types
+                ),
+            )
+            for group in message.groups
+        ),
+        token_index=message.token_index if message.HasField("token_index") else None,
+        count=message.top_and_bottom_count if message.HasField("top_and_bottom_count") else None,
+        pass_type=pass_type(message.pass_type),
+        sum_dimensions=tuple(
+            Dimension(names.DIMENSIONS.name(number)) for number in message.sum_dimensions.dimensions
+        )
+        if message.HasField("sum_dimensions")
+        else None,
+        exclude_bottom=message.exclude_bottom,
+    )
