@@ -12,6 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from services.scalars.model.blocks import (
+    ALL_PARTS,
+    AttentionPart,
+    HeadActivations,
+    MlpActivations,
+)
 from services.scalars.model.checkpoint import MODEL_KEY, Checkpoint
 from services.scalars.model.gpt2 import Gpt2
 from services.scalars.model.locations import ModelShape
@@ -41,6 +47,48 @@ class SubjectModel(Protocol):
     @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
+        ...
+
+    @property
+    def token_embedding(self) -> Tensor:
+        """What each token puts into the residual stream, (V, D), without its position."""
+        ...
+
+    def attention_heads(
+        self,
+        layer: int,
+        residual: Tensor,
+        *,
+        attached: frozenset[AttentionPart] = ALL_PARTS,
+        detach_scale: bool = False,
+    ) -> HeadActivations:
+        """The heads of a layer, for the residual stream (T, D) that enters it.
+
+        Parts that are not attached are constants; so is the layer norm's scale with
+        `detach_scale`.
+        """
+        ...
+
+    def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
+        """What heads write together, (T, D), for `HeadActivations.mixed`; bias included."""
+        ...
+
+    def mlp_neurons(
+        self,
+        layer: int,
+        residual: Tensor,
+        *,
+        detach_scale: bool = False,
+        neurons: Tensor | None = None,
+    ) -> MlpActivations:
+        """The neurons of a layer, for the residual stream (T, D) that enters its MLP block.
+
+        `neurons`, indices of shape (N,), says which alone are wanted.
+        """
+        ...
+
+    def mlp_output(self, layer: int, post_act: Tensor) -> Tensor:
+        """What neurons write together, (T, D), for `MlpActivations.post_act`; bias included."""
         ...
 
     def forward(

@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from services.scalars.model.blocks import (
+    ALL_PARTS,
+    AttentionPart,
+    HeadActivations,
+    MlpActivations,
+    detached_unless,
+)
 from services.scalars.model.checkpoint import MODEL_KEY, Checkpoint
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import LayerIndex, ModelShape
@@ -31,9 +38,19 @@ class _Norm:
         """(x - mean) / scale * gain + bias, with scale = sqrt(var + epsilon) tapped."""
         if not taps.touches(scale, layer):
             return functional.layer_norm(x, (x.shape[-1],), self.gain, self.bias, self.epsilon)
-        centred = x - x.mean(dim=-1, keepdim=True)
-        scales = torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + self.epsilon)
+        centred, scales = self._parts(x)
         return centred / taps(scales, scale, layer) * self.gain + self.bias
+
+    def of(self, x: Tensor, *, detach_scale: bool) -> Tensor:
+        """The same without taps, the scale a constant if so wanted."""
+        if not detach_scale:
+            return functional.layer_norm(x, (x.shape[-1],), self.gain, self.bias, self.epsilon)
+        centred, scales = self._parts(x)
+        return centred / scales.detach() * self.gain + self.bias
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        return centred, torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ class Gpt2:
         unembedding: Tensor,
     ) -> None:
         self.shape = shape
-        self._token_embedding = token_embedding
+        self.token_embedding = token_embedding
         self._position_embedding = position_embedding
         self._layers = tuple(layers)
         self._final_norm = final_norm
@@ -78,6 +95,8 @@ class Gpt2:
             ],
             unembedding=unembedding,
             final_norm_gain=final_norm.gain,
+            mlp_bias=[layer.mlp_out_bias for layer in layers],
+            attn_bias=[layer.attn_out_bias for layer in layers],
         )
         weights = [token_embedding, position_embedding, final_norm.gain, final_norm.bias]
         if unembedding is not token_embedding:
@@ -159,7 +178,7 @@ class Gpt2:
         self, tokens: Tensor, taps: Taps, logit_positions: Sequence[int] | None
     ) -> Tensor | None:
         """See `SubjectModel.forward`."""
-        x = self._token_embedding[tokens] + self._position_embedding[: tokens.shape[0]]
+        x = self.token_embedding[tokens] + self._position_embedding[: tokens.shape[0]]
         if taps.backward:
             x.requires_grad_()
         x = taps(x, Location.RESID_POST_EMBEDDING)
@@ -179,6 +198,64 @@ class Gpt2:
             return None
         return x[list(logit_positions)] @ self.write.unembedding.T
 
+    def attention_heads(
+        self,
+        layer: int,
+        residual: Tensor,
+        *,
+        attached: frozenset[AttentionPart] = ALL_PARTS,
+        detach_scale: bool = False,
+    ) -> HeadActivations:
+        """See `SubjectModel.attention_heads`."""
+        weights = self._layers[layer]
+        normed = weights.attn_norm.of(residual, detach_scale=detach_scale)
+        parts = self._heads(normed, weights)
+        query, key, value = (
+            detached_unless(which in attached, part)
+            for which, part in zip(AttentionPart, parts, strict=True)
+        )
+        logits = torch.einsum("the,she->tsh", query, key)
+        future = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device).triu(1)
+        logits = logits.masked_fill(future[:, :, None], float("-inf"))
+        probs = torch.softmax(logits, dim=1)
+        mixed = torch.einsum("tsh,she->the", probs, value)
+        return HeadActivations(query, key, value, logits, probs, mixed)
+
+    def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
+        """See `SubjectModel.attention_output`."""
+        weights = self._layers[layer]
+        return torch.addmm(weights.attn_out_bias, mixed.flatten(1), weights.attn_out)
+
+    def mlp_neurons(
+        self,
+        layer: int,
+        residual: Tensor,
+        *,
+        detach_scale: bool = False,
+        neurons: Tensor | None = None,
+    ) -> MlpActivations:
+        """See `SubjectModel.mlp_neurons`."""
+        weights = self._layers[layer]
+        normed = weights.mlp_norm.of(residual, detach_scale=detach_scale)
+        matrix, bias = weights.mlp_in, weights.mlp_in_bias
+        if neurons is not None:
+            matrix, bias = matrix[:, neurons], bias[neurons]
+        pre = torch.addmm(bias, normed, matrix)
+        return MlpActivations(pre, functional.gelu(pre, approximate="tanh"))
+
+    def mlp_output(self, layer: int, post_act: Tensor) -> Tensor:
+        """See `SubjectModel.mlp_output`."""
+        weights = self._layers[layer]
+        return torch.addmm(weights.mlp_out_bias, post_act, weights.mlp_out)
+
+    def _heads(self, normed: Tensor, weights: _Layer) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (N, H, dh)."""
+        heads = (-1, self.shape.attn_heads, self.shape.query_and_key_channels)
+        q, k, v = torch.addmm(weights.qkv_bias, normed, weights.qkv).chunk(3, dim=1)
+        # The scale of the dot product is shared: each side carries dh^-1/4.
+        scale = self.shape.query_and_key_channels**-0.25
+        return (q * scale).view(heads), (k * scale).view(heads), v.reshape(heads)
+
     @staticmethod
     def _stops_early(taps: Taps, logit_positions: Sequence[int] | None) -> bool:
         return (
@@ -191,13 +268,10 @@ class Gpt2:
     def _attend(self, x: Tensor, layer: _Layer, index: int, taps: Taps) -> Tensor:
         normed = layer.attn_norm(x, taps, Location.ATTN_INPUT_LAYER_NORM_SCALE, index)
         normed = taps(normed, Location.RESID_POST_ATTN_LAYER_NORM, index)
-        heads = (-1, self.shape.attn_heads, self.shape.query_and_key_channels)
-        q, k, v = torch.addmm(layer.qkv_bias, normed, layer.qkv).chunk(3, dim=1)
-        # The scale of the dot product is shared: each side carries dh^-1/4.
-        scale = self.shape.query_and_key_channels**-0.25
-        q = taps((q * scale).view(heads), Location.ATTN_QUERY, index)
-        k = taps((k * scale).view(heads), Location.ATTN_KEY, index)
-        v = taps(v.reshape(heads), Location.ATTN_VALUE, index)
+        q, k, v = self._heads(normed, layer)
+        q = taps(q, Location.ATTN_QUERY, index)
+        k = taps(k, Location.ATTN_KEY, index)
+        v = taps(v, Location.ATTN_VALUE, index)
         # Heads first for the products; (query, key, head) is the order that the taps see.
         logits = q.transpose(0, 1) @ k.permute(1, 2, 0)
         future = torch.ones(logits.shape[1:], dtype=torch.bool, device=x.device).triu(1)

@@ -25,7 +25,8 @@ class WriteWeights:
     """Output weights of all layers, and the way from the residual stream to the logits.
 
     `mlp[l]` has shape (F, D): row n is neuron n's write vector. `attn[l]` has shape (H, dh, D).
-    `unembedding` has shape (V, D), `final_norm_gain` (D,).
+    `mlp_bias[l]` and `attn_bias[l]` are what a block writes besides, shape (D,), None where it has
+    no bias. `unembedding` has shape (V, D), `final_norm_gain` (D,).
     """
 
     def __init__(
@@ -35,9 +36,14 @@ class WriteWeights:
         attn: Sequence[Tensor],
         unembedding: Tensor,
         final_norm_gain: Tensor,
+        mlp_bias: Sequence[Tensor] | None = None,
+        attn_bias: Sequence[Tensor] | None = None,
     ) -> None:
         self.mlp = tuple(mlp)
         self.attn = tuple(attn)
+        absent: tuple[Tensor | None, ...] = (None,) * len(self.mlp)
+        self.mlp_bias = absent if mlp_bias is None else tuple(mlp_bias)
+        self.attn_bias = absent if attn_bias is None else tuple(attn_bias)
         self.unembedding = unembedding
         self.final_norm_gain = final_norm_gain
         self._mlp_norms: dict[int, Tensor] = {}
