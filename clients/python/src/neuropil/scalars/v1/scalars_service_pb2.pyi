@@ -313,20 +313,22 @@ class ScalarGroup(_message.Message):
     def __init__(self, group_id: _Optional[_Union[GroupId, str]] = ..., derived_scalar_types: _Optional[_Iterable[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]]] = ...) -> None: ...
 
 class TopNodesSpec(_message.Message):
-    __slots__ = ("groups", "token_index", "top_and_bottom_count", "pass_type", "sum_dimensions", "exclude_bottom")
+    __slots__ = ("groups", "token_index", "top_and_bottom_count", "pass_type", "sum_dimensions", "exclude_bottom", "first_layer")
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
     TOP_AND_BOTTOM_COUNT_FIELD_NUMBER: _ClassVar[int]
     PASS_TYPE_FIELD_NUMBER: _ClassVar[int]
     SUM_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_BOTTOM_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[ScalarGroup]
     token_index: int
     top_and_bottom_count: int
     pass_type: _component_pb2.PassType
     sum_dimensions: DimensionList
     exclude_bottom: bool
-    def __init__(self, groups: _Optional[_Iterable[_Union[ScalarGroup, _Mapping]]] = ..., token_index: _Optional[int] = ..., top_and_bottom_count: _Optional[int] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ..., sum_dimensions: _Optional[_Union[DimensionList, _Mapping]] = ..., exclude_bottom: _Optional[bool] = ...) -> None: ...
+    first_layer: int
+    def __init__(self, groups: _Optional[_Iterable[_Union[ScalarGroup, _Mapping]]] = ..., token_index: _Optional[int] = ..., top_and_bottom_count: _Optional[int] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ..., sum_dimensions: _Optional[_Union[DimensionList, _Mapping]] = ..., exclude_bottom: _Optional[bool] = ..., first_layer: _Optional[int] = ...) -> None: ...
 
 class DimensionList(_message.Message):
     __slots__ = ("dimensions",)
