@@ -1,4 +1,4 @@
-"""The reference's tensors: which of them this release serves, and when one agrees."""
+"""The reference's tensors, and when one agrees."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from services.scalars.catalogue import CATALOGUE
 
 
 def disagreement(entry: dict[str, Any], stored: NDArray[Any], full: NDArray[Any]) -> str | None:
@@ -39,23 +37,26 @@ def disagreement(entry: dict[str, Any], stored: NDArray[Any], full: NDArray[Any]
     return None
 
 
-def runs(manifest: dict[str, Any]) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
-    """Entries that this release serves, by configuration and prompt.
+Run = tuple[str, int, list[dict[str, Any]]]
+"""Name of a configuration, number of a prompt, entries."""
 
-    Left out are what a trace or an autoencoder is needed for, and what is wrong in the reference.
-    """
+
+def runs(manifest: dict[str, Any]) -> Iterator[Run]:
+    """All entries that are right in the reference, by configuration and prompt."""
     by_run: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for entry in manifest["entries"]:
-        config = manifest["configs"][entry["config"]]
-        declaration = CATALOGUE[entry["dst"]]
-        if (
-            config["trace_config"] is None
-            and declaration.make is not None
-            and "peer_bug" not in entry
-        ):
+        if "peer_bug" not in entry:
             by_run.setdefault((entry["config"], entry["prompt"]), []).append(entry)
     for (config_name, prompt), entries in by_run.items():
         yield config_name, prompt, entries
+
+
+def runs_of_the_model_alone(manifest: dict[str, Any]) -> Iterator[Run]:
+    """Those that need no autoencoder, no trace and no node to attribute to."""
+    for config_name, prompt, entries in runs(manifest):
+        config = manifest["configs"][config_name]
+        if not config["autoencoders"] and not any(config["dst_config"].values()):
+            yield config_name, prompt, entries
 
 
 def read_manifest(golden: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every derived scalar that this release serves, against the reference's tensors, in process."""
+"""Every derived scalar of the model alone, against the reference's tensors, in process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from services.scalars.losses import LossKind, LossSpec
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.selections import Selection
-from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest, runs
+from tests.golden.scalars_manifest import (
+    disagreement,
+    read_arrays,
+    read_manifest,
+    runs_of_the_model_alone,
+)
 
 pytestmark = pytest.mark.golden
 
@@ -72,11 +77,11 @@ def data_plane(golden: Path) -> Iterator[DataPlane]:
     engine.close()
 
 
-def test_every_golden_tensor_of_what_is_served(
+def test_every_golden_tensor_of_the_model_alone(
     manifest: dict[str, Any], stored: dict[str, NDArray[Any]], data_plane: DataPlane
 ) -> None:
     compared, wrong = 0, []
-    for config_name, prompt, entries in runs(manifest):
+    for config_name, prompt, entries in runs_of_the_model_alone(manifest):
         config = manifest["configs"][config_name]
         wanted = sorted({(entry["dst"], entry["pass_type"]) for entry in entries})
         _, tensors = asyncio.run(

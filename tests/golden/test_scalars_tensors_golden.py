@@ -1,0 +1,120 @@
+"""All golden tensors of derived scalars through the service, on servers with their autoencoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from neuropil.channel import open_channel
+from neuropil.errors import translated
+from neuropil.scalars import v1 as scalars
+from neuropil.tensors import to_array
+from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest, runs
+from tests.golden.scalars_requests import (
+    autoencoder_files,
+    derive_request,
+    selected,
+    write_deployment,
+)
+from tests.load.processes import server
+
+pytestmark = pytest.mark.golden
+
+CONFIGURATIONS = {
+    "loss_logit_diff": 714,
+    "loss_logit_diff_detach_lnf": 50,
+    "loss_logit_minus_mean": 13,
+    "loss_probs": 13,
+    "loss_zero": 13,
+    "ablate_mlp_and_attn": 17,
+}
+"""Number of tensors that are compared, by configuration of the manifest."""
+
+Tensors = dict[tuple[str, str, int | None], NDArray[Any]]
+"""By scalar type, pass type and layer."""
+Serve = Callable[[Sequence[str]], scalars.DerivedScalarsStub]
+"""A server of the golden model with some autoencoders."""
+
+
+@pytest.fixture(scope="module")
+def manifest(golden: Path) -> dict[str, Any]:
+    return read_manifest(golden)
+
+
+@pytest.fixture(scope="module")
+def stored(golden: Path) -> dict[str, NDArray[Any]]:
+    return read_arrays(golden)
+
+
+@pytest.fixture(scope="module")
+def serve(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Starts a server for each set of autoencoders once."""
+    running: dict[tuple[str, ...], scalars.DerivedScalarsStub] = {}
+    with ExitStack() as stack:
+
+        def serve(autoencoders: Sequence[str]) -> scalars.DerivedScalarsStub:
+            key = tuple(autoencoders)
+            if key not in running:
+                path = tmp_path_factory.mktemp("deployment") / "deployment.yaml"
+                write_deployment(path, golden, key)
+                arguments = ("--config", str(path), "--port", "0", "--metrics-port", "0")
+                address, _ = stack.enter_context(server("services.scalars", *arguments))
+                channel = stack.enter_context(open_channel(address))
+                running[key] = scalars.DerivedScalarsStub(channel)
+            return running[key]
+
+        yield serve
+
+
+def derived(
+    stub: scalars.DerivedScalarsStub,
+    request: scalars.DeriveRequest,
+    keys: Sequence[tuple[str, str]],
+) -> tuple[scalars.InferenceResult, Tensors]:
+    """The answer, its tensors by the scalar and pass types that the selections stand for."""
+    result = scalars.InferenceResult()
+    tensors: Tensors = {}
+    with translated():
+        for response in stub.Derive(request, timeout=120):
+            if response.HasField("inference"):
+                result = response.inference
+                continue
+            frame = response.frame
+            layer = frame.layer_index if frame.HasField("layer_index") else None
+            rows = to_array(frame.rows)
+            whole = tensors.setdefault(
+                (*keys[frame.selection], layer), np.full(tuple(frame.shape), np.nan, rows.dtype)
+            )
+            whole[frame.first_row : frame.first_row + len(rows)] = rows
+    return result, tensors
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_tensors_are_those_of_the_reference(
+    name: str, manifest: dict[str, Any], stored: dict[str, NDArray[Any]], serve: Serve
+) -> None:
+    config = manifest["configs"][name]
+    stub = serve(autoencoder_files(config))
+    compared, wrong = 0, []
+    for config_name, number, entries in runs(manifest):
+        if config_name != name:
+            continue
+        prompt = manifest["prompts"][number]
+        result, tensors = derived(
+            stub, derive_request(config, prompt["prompt"], entries), list(selected(entries))
+        )
+        assert list(result.token_ids) == prompt["tokens"]
+        for entry in entries:
+            full = tensors[entry["dst"], entry["pass_type"], entry["layer"]]
+            reason = disagreement(entry, stored[entry["key"]], full)
+            compared += 1
+            if reason:
+                wrong.append(f"{entry['key']}: {reason}")
+    assert not wrong, f"{len(wrong)} of {compared} disagree:\n" + "\n".join(wrong[:20])
+    assert compared == CONFIGURATIONS[name]
