@@ -12,11 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from neuropil.channel import open_channel
-from neuropil.errors import translated
+from neuropil.errors import NeuropilError, translated
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_array
 from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest, runs
 from tests.golden.scalars_requests import (
+    ablation,
     autoencoder_files,
     derive_request,
     selected,
@@ -118,3 +119,62 @@ def test_tensors_are_those_of_the_reference(
                 wrong.append(f"{entry['key']}: {reason}")
     assert not wrong, f"{len(wrong)} of {compared} disagree:\n" + "\n".join(wrong[:20])
     assert compared == CONFIGURATIONS[name]
+
+
+def test_gradients_that_are_wrong_in_the_reference_are_those_of_finite_differences(
+    manifest: dict[str, Any], serve: Serve
+) -> None:
+    wrong = [entry for entry in manifest["entries"] if "peer_bug" in entry]
+    by_token_pair = {"flattened_attn_post_softmax", "attn_write_norm"}
+    assert {entry["dst"] for entry in wrong} == by_token_pair | {"always_one"}
+    assert {(entry["config"], entry["pass_type"]) for entry in wrong} == {
+        ("loss_logit_diff", "backward")
+    }
+    config, stub = manifest["configs"]["loss_logit_diff"], serve(())
+    layers = sorted({entry["layer"] for entry in wrong if entry["dst"] in by_token_pair})
+    random = np.random.default_rng(0)
+    keys = [(dst, way) for dst in sorted(by_token_pair) for way in ("forward", "backward")]
+    for number in sorted({entry["prompt"] for entry in wrong}):
+        prompt = manifest["prompts"][number]["prompt"]
+        entries = [
+            {"dst": dst, "pass_type": way, "layer": layer} for dst, way in keys for layer in layers
+        ]
+        result, tensors = derived(stub, derive_request(config, prompt, entries), keys)
+        for layer in layers:
+            probs = tensors["flattened_attn_post_softmax", "forward", layer]
+            gradient = tensors["flattened_attn_post_softmax", "backward", layer]
+            by_norm = tensors["attn_write_norm", "backward", layer]
+            norms = tensors["attn_write_norm", "forward", layer]
+            for _ in range(4):
+                query = int(random.integers(len(result.token_ids)))
+                key, head = int(random.integers(query + 1)), int(random.integers(probs.shape[1]))
+                pair = query * (query + 1) // 2 + key
+                step = 0.05
+                around = []
+                for sign in (-1, 1):
+                    moved = derive_request(config, prompt, entries[:1])
+                    index = {
+                        "activation_location_type": "attn.qk_probs",
+                        "layer_index": layer,
+                        "tensor_indices": [query, key, head],
+                        "pass_type": "forward",
+                    }
+                    value = float(probs[pair, head]) + sign * step
+                    moved.inference.ablations.append(ablation({"index": index, "value": value}))
+                    around.append(derived(stub, moved, keys[:1])[0].loss)
+                slope = (around[1] - around[0]) / (2 * step)
+                close = 0.02 * float(np.abs(gradient).max())
+                assert gradient[pair, head] == pytest.approx(slope, abs=close)
+                # A larger write norm at the same values is a larger probability.
+                norm = norms[pair, head] / probs[pair, head]
+                assert by_norm[pair, head] * norm == pytest.approx(slope, abs=close)
+
+
+def test_what_has_no_backward_pass_says_what_has_one(
+    manifest: dict[str, Any], serve: Serve
+) -> None:
+    config = manifest["configs"]["loss_logit_diff"]
+    entry = {"dst": "always_one", "pass_type": "backward", "layer": None}
+    with pytest.raises(NeuropilError, match="attn_write_norm") as refused:
+        derived(serve(()), derive_request(config, "The cat", [entry]), [("always_one", "backward")])
+    assert refused.value.code == "INVALID_ARGUMENT"
