@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @contextmanager
-def _lasting() -> Iterator[None]:
+def lasting() -> Iterator[None]:
     """What is made here can be used anywhere later: tensors of inference mode can't."""
     with torch.inference_mode(False), torch.no_grad():
         yield
@@ -52,7 +52,7 @@ class WriteWeights:
     def mlp_norms(self, layer: int) -> Tensor:
         """Length of every neuron's write vector, shape (F,)."""
         if layer not in self._mlp_norms:
-            with _lasting():
+            with lasting():
                 self._mlp_norms[layer] = self.mlp[layer].norm(dim=1)
         return self._mlp_norms[layer]
 
@@ -63,7 +63,7 @@ class WriteWeights:
         cancellation, and without a vector of residual width for every token pair.
         """
         if layer not in self._attn_factors:
-            with _lasting():
+            with lasting():
                 self._attn_factors[layer] = torch.linalg.qr(
                     self.attn[layer].transpose(1, 2), mode="r"
                 ).R
