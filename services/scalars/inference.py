@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,6 +15,7 @@ from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.taps import Overwrite, RawTensorId, Taps
 from services.scalars.model.tokenizer import TextTokenizer
+from services.scalars.reuse import Memo
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class RunResult:
     """What a run left: raw activations, the loss's value, and the time it took.
 
     `seconds` is the time of forward and backward pass. Memory is that allocated on the device, in
-    bytes, None on a CPU.
+    bytes, None on a CPU. `memo` remembers what was derived from the run, for later requests too
+    where the run is kept.
     """
 
     raw_store: RawActivationStore
@@ -48,6 +50,7 @@ class RunResult:
     seconds: float
     memory_used_before: int | None
     memory_used_after: int | None
+    memo: Memo = field(default_factory=Memo)
 
 
 def prepare_inference(

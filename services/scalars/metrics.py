@@ -27,3 +27,15 @@ JOBS = Counter(
     "Jobs by what became of them (done, failed, out_of_memory, abandoned, refused).",
     ["outcome"],
 )
+
+REUSE = Counter(
+    "neuropil_scalars_reuse",
+    "Jobs by whether a run at hand served them (hit, miss).",
+    ["outcome"],
+)
+
+REUSED_BYTES = Gauge(
+    "neuropil_scalars_reuse_bytes",
+    "Memory of runs kept for later requests, and of what was derived from them.",
+    ["device"],
+)

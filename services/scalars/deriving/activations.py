@@ -139,6 +139,7 @@ class RawActivationStore:
 
     def __init__(self, tensors: Mapping[RawTensorId, Tensor], n_layers: int) -> None:
         self.n_layers = n_layers
+        self.tensors = tensors
         by_place: dict[tuple[ActivationLocationType, PassType], dict[LayerIndex, Tensor]] = {}
         for target, tensor in tensors.items():
             by_place.setdefault((target.location, target.pass_type), {})[target.layer] = tensor
