@@ -10,7 +10,7 @@ from torch import Tensor
 
 from services.scalars.catalogue import CATALOGUE, Derivers
 from services.scalars.deriving.activations import ActivationsAndMetadata, RawActivationStore
-from services.scalars.deriving.config import DstConfig, ResidualPoint
+from services.scalars.deriving.config import DstConfig
 from services.scalars.deriving.deriver import ScalarDeriver
 from services.scalars.deriving.indexing import DerivedScalarIndex, NodeIndex
 from services.scalars.deriving.layer_indexers import (
@@ -20,6 +20,7 @@ from services.scalars.deriving.layer_indexers import (
     ConstantLayerIndexer,
     OffsetLayerIndexer,
 )
+from services.scalars.deriving.residual_points import ResidualPoint
 from services.scalars.deriving.scalar_types import DerivedScalarType, raw_scalar_type
 from services.scalars.deriving.sources import DerivedScalarSource, RawScalarSource
 from services.scalars.deriving.store import DerivedScalarStore

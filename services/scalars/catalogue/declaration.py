@@ -141,6 +141,12 @@ class Derivers:
             self._made[name] = make(self)
         return self._made[name]
 
+    def shared(self, name: str, make: Callable[[], ScalarDeriver]) -> ScalarDeriver:
+        """A deriver of an intermediate that is no type of the catalogue, made once as well."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
     def dst(self, name: str) -> DerivedScalarType:
         """The type of a name."""
         return self._catalogue[name].dst

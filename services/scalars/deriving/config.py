@@ -6,37 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet, WithinLayerLatent
+from services.scalars.deriving.indexing import ActivationIndex
+from services.scalars.deriving.residual_points import ResidualPoint, leaving_last_layer
+from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.family import SubjectModel
-from services.scalars.model.locations import (
-    ActivationLocationType,
-    LayerIndex,
-    LocationWithinLayer,
-)
-
-
-@dataclass(frozen=True)
-class ResidualPoint:
-    """A place in the residual stream: where the gradient g of direct effects is taken."""
-
-    location: ActivationLocationType
-    layer: LayerIndex
-    location_within_layer: LocationWithinLayer | None
-
-    def is_after(self, layer: LayerIndex, within: LocationWithinLayer | None) -> bool:
-        """Whether something at that layer and place is strictly upstream of this point.
-
-        What has no layer is upstream of all. ValueError where two things of one layer can't be
-        told apart because the place of one is unknown.
-        """
-        if layer is None:
-            return True
-        if self.layer is None:
-            return False
-        if layer != self.layer:
-            return layer < self.layer
-        if within is None or self.location_within_layer is None:
-            raise ValueError(f"the order of two places in layer {layer} is unknown")
-        return within < self.location_within_layer
+from services.scalars.nodes import Node
+from services.scalars.traces import Trace
 
 
 @dataclass(frozen=True)
@@ -44,13 +20,25 @@ class DstConfig:
     """What a deriver needs besides its name.
 
     `layer_indices` are the layers wanted, None for all. `derive_gradients` says whether backward
-    passes are wanted too. A backward pass is taken to start from a loss on the logits, so that the
-    final residual stream is that after the last MLP.
+    passes are wanted too. A backward pass starts from a `trace`, or else from a loss on the logits.
+
+    `node_index` is the one node whose edges are attributed, `attention_part` the way into it where
+    it is a head downstream of others, and `detach_layer_norm_scale` makes the scale of the layer
+    norm before what is downstream a constant. `activation_index` is the activation whose read
+    direction is wanted, `within_layer_latent` the latent that is attributed to attention.
     """
 
     model: SubjectModel
     layer_indices: tuple[int, ...] | None = None
     derive_gradients: bool = False
+    autoencoders: AutoencoderSet = NO_AUTOENCODERS
+    trace: Trace | None = None
+    has_loss: bool = False
+    node_index: Node | None = None
+    attention_part: AttentionPart | None = None
+    activation_index: ActivationIndex | None = None
+    detach_layer_norm_scale: bool = False
+    within_layer_latent: WithinLayerLatent | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,9 +57,10 @@ class DstConfig:
 
     @property
     def final_residual(self) -> ResidualPoint:
-        """The last point of the residual stream before what the backward pass starts from."""
-        return ResidualPoint(
-            ActivationLocationType.RESID_POST_MLP,
-            self.n_layers - 1,
-            LocationWithinLayer.RESID_POST_MLP,
-        )
+        """The last point of the residual stream before what the backward pass starts from.
+
+        That which the traced node's block reads; without a trace, that after the last MLP.
+        """
+        if self.trace is not None:
+            return self.trace.residual
+        return leaving_last_layer(self.n_layers)

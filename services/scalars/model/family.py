@@ -91,6 +91,10 @@ class SubjectModel(Protocol):
         """What neurons write together, (T, D), for `MlpActivations.post_act`; bias included."""
         ...
 
+    def logits(self, residual: Tensor, *, detach_scale: bool = False) -> Tensor:
+        """Next-token logits (T, V), for the residual stream (T, D) after the last layer."""
+        ...
+
     def forward(
         self, tokens: Tensor, taps: Taps, logit_positions: Sequence[int] | None
     ) -> Tensor | None:

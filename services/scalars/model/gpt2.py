@@ -248,6 +248,11 @@ class Gpt2:
         weights = self._layers[layer]
         return torch.addmm(weights.mlp_out_bias, post_act, weights.mlp_out)
 
+    def logits(self, residual: Tensor, *, detach_scale: bool = False) -> Tensor:
+        """See `SubjectModel.logits`."""
+        normed = self._final_norm.of(residual, detach_scale=detach_scale)
+        return normed @ self.write.unembedding.T
+
     def _heads(self, normed: Tensor, weights: _Layer) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (N, H, dh)."""
         heads = (-1, self.shape.attn_heads, self.shape.query_and_key_channels)
