@@ -146,7 +146,7 @@ def test_broken_configuration(tmp_path: Path, content: str, word: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"model_type": "llama"}, "gpt2"),
+        ({"model_type": "gpt_neox"}, "gpt2, llama"),
         ({"model_type": None}, "model_type"),
         ({"n_embd": None}, "n_embd is missing"),
         ({"n_layer": 0}, "n_layer is 0"),

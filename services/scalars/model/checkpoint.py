@@ -1,13 +1,16 @@
 """Reading a model directory in Hugging Face layout.
 
 `config.json`, and `model.safetensors` or shards with `model.safetensors.index.json`. Tensors are
-memory-mapped; half-precision ones are upcast to float32. Whatever is missing, half written or of
-the wrong shape is a `ConfigurationError` at start that names the file or the tensor.
+memory-mapped one by one: one that is converted or copied to a device lets go of its part of the
+file before the next is read, so that loading takes no more than the weights and the largest of
+them. Whatever is missing, half written or of the wrong shape is a `ConfigurationError` at start
+that names the file or the tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,28 @@ _INDEX_FILE = "model.safetensors.index.json"
 
 
 class Checkpoint:
-    """The configuration and the tensors of a model directory."""
+    """The configuration and the tensors of a model directory.
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]):
+    `files` says which file holds a tensor. `dtype` is that of the weights of layers; everything
+    else is float32.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        files: Mapping[str, Path],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.directory = directory
         self.config = config
-        self._tensors = tensors
+        self.dtype = dtype
+        self._files = files
 
     @property
     def names(self) -> frozenset[str]:
         """Names of the tensors that the files hold."""
-        return frozenset(self._tensors)
+        return frozenset(self._files)
 
     def integer(self, *names: str, default: int | None = None) -> int:
         """A positive whole number from config.json, by the first of several names that is set."""
@@ -51,23 +65,41 @@ class Checkpoint:
             raise _fault(f"config.json: {names[0]} is missing")
         return default
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A float32 tensor by name, its shape and values checked."""
-        if name not in self._tensors:
+    def flag(self, name: str, *, default: bool) -> bool:
+        """A truth value from config.json."""
+        value = self.config.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise _fault(f"config.json: {name} is {value!r}; true or false is needed")
+        return value
+
+    def fraction(self, name: str, *, default: float) -> float:
+        """A number between 0 and 1 from config.json."""
+        value = self.config.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise _fault(f"config.json: {name} is {value!r}, not between 0 and 1")
+        return float(value)
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor by name in float32 or the type asked for, its shape and values checked."""
+        if name not in self._files:
             raise _fault(f"tensor {name} is missing from {self.directory}")
-        tensor = self._tensors[name]
+        with _opened(self._files[name]) as opened:
+            tensor: Tensor = opened.get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise _fault(f"tensor {name} has shape {list(tensor.shape)}; {list(shape)} is needed")
         if not tensor.is_floating_point():
             raise _fault(f"tensor {name} is of type {tensor.dtype}; floating point is needed")
-        tensor = tensor.to(torch.float32)
-        if not bool(torch.isfinite(tensor).all()):
+        tensor = tensor.to(dtype or torch.float32)
+        # Both are NaN where anything is; no copy of a large tensor is made to find out.
+        if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
             raise _fault(f"tensor {name} holds values that are not finite")
         return tensor
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a model directory.
+def load_checkpoint(path: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Opens a model directory; `dtype` is what the weights of layers will be.
 
     Raises ConfigurationError (key `model.path`) where the directory, config.json, a shard or its
     index is missing or can't be read.
@@ -76,10 +108,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not directory.is_dir():
         raise _fault(f"{directory} is not a directory with a model in Hugging Face layout")
     config = _read_object(directory / "config.json")
-    tensors: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
     for file in _weight_files(directory):
-        tensors.update(_read_tensors(file))
-    return Checkpoint(directory, config, tensors)
+        with _opened(file) as opened:
+            files.update(dict.fromkeys(opened.keys(), file))
+    return Checkpoint(directory, config, files, dtype)
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -98,12 +131,13 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     if not file.is_file():
         raise _fault(f"{file} is missing")
     try:
         with safe_open(str(file), framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            yield opened
     except (SafetensorError, OSError, ValueError) as error:
         raise _fault(f"{file} can't be read as safetensors: {error}") from error
 

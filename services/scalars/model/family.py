@@ -20,6 +20,7 @@ from services.scalars.model.blocks import (
 )
 from services.scalars.model.checkpoint import MODEL_KEY, Checkpoint
 from services.scalars.model.gpt2 import Gpt2
+from services.scalars.model.llama import Llama
 from services.scalars.model.locations import ModelShape
 from services.scalars.model.taps import Taps
 from services.scalars.model.weights import WriteWeights
@@ -106,7 +107,13 @@ class SubjectModel(Protocol):
         ...
 
 
-FAMILIES = {"gpt2": Gpt2}
+FAMILIES: dict[str, type[Gpt2] | type[Llama]] = {
+    "gpt2": Gpt2,
+    "llama": Llama,
+    "mistral": Llama,
+    "qwen2": Llama,
+    "qwen3": Llama,
+}
 
 
 def build_model(checkpoint: Checkpoint, device: torch.device) -> SubjectModel:

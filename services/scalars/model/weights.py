@@ -36,11 +36,12 @@ class WriteWeights:
         attn: Sequence[Tensor],
         unembedding: Tensor,
         final_norm_gain: Tensor,
-        mlp_bias: Sequence[Tensor] | None = None,
-        attn_bias: Sequence[Tensor] | None = None,
+        mlp_bias: Sequence[Tensor | None] | None = None,
+        attn_bias: Sequence[Tensor | None] | None = None,
     ) -> None:
-        self.mlp = tuple(mlp)
-        self.attn = tuple(attn)
+        # Not copied: weights of lower precision are converted when they are read.
+        self.mlp = mlp
+        self.attn = attn
         absent: tuple[Tensor | None, ...] = (None,) * len(self.mlp)
         self.mlp_bias = absent if mlp_bias is None else tuple(mlp_bias)
         self.attn_bias = absent if attn_bias is None else tuple(attn_bias)
