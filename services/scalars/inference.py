@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 import torch
 
 from services.scalars.ablations import AblationSpec, resolve_ablations
+from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet, WithinLayerLatent
+from services.scalars.autoencoders.within_layer import resolve_within_layer_latent
 from services.scalars.deriving.activations import RawActivationStore
+from services.scalars.deriving.indexing import ActivationIndex
 from services.scalars.losses import Loss, LossSpec, resolve_loss
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.taps import Overwrite, RawTensorId, Taps
 from services.scalars.model.tokenizer import TextTokenizer
 from services.scalars.reuse import Memo
+from services.scalars.traces import Trace, TraceSpec, resolve_trace
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,27 @@ class InferenceSpec:
     prompt: str
     ablations: tuple[AblationSpec, ...] = ()
     loss: LossSpec | None = None
+    trace: TraceSpec | None = None
+    within_layer_gradient_index: ActivationIndex | None = None
 
 
 @dataclass(frozen=True)
 class PreparedInference:
-    """A checked run: token ids, overwrites, and the loss's tokens."""
+    """A checked run: token ids, overwrites, and what its backward pass starts from.
+
+    That is the trace where there is one, and else the loss.
+    """
 
     tokens: tuple[int, ...]
     overwrites: tuple[Overwrite, ...]
     loss: Loss | None
+    trace: Trace | None = None
+    within_layer_latent: WithinLayerLatent | None = None
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether there is something to take gradients of."""
+        return self.loss is not None or self.trace is not None
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,11 @@ class RunResult:
 
 
 def prepare_inference(
-    spec: InferenceSpec, model: SubjectModel, tokenizer: TextTokenizer, field: str
+    spec: InferenceSpec,
+    model: SubjectModel,
+    tokenizer: TextTokenizer,
+    field: str,
+    autoencoders: AutoencoderSet = NO_AUTOENCODERS,
 ) -> PreparedInference:
     """Encodes and checks a run; InvalidArgument names the field, after the prefix `field`."""
     tokens = tokenizer.prompt(spec.prompt, model.shape.context, f"{field}.prompt")
@@ -63,14 +83,34 @@ def prepare_inference(
         if spec.loss is None
         else resolve_loss(spec.loss, tokenizer, len(tokens), f"{field}.loss")
     )
+    trace = (
+        None
+        if spec.trace is None
+        else resolve_trace(
+            spec.trace,
+            loss,
+            model,
+            autoencoders,
+            len(tokens),
+            field=f"{field}.trace",
+            loss_field=f"{field}.loss",
+        )
+    )
+    within_layer_latent = (
+        None
+        if spec.within_layer_gradient_index is None
+        else resolve_within_layer_latent(
+            spec.within_layer_gradient_index, autoencoders, f"{field}.within_layer_gradient_index"
+        )
+    )
     overwrites = resolve_ablations(
         spec.ablations,
         model.shape,
         len(tokens),
-        backward=loss is not None,
+        backward=loss is not None or trace is not None,
         field=f"{field}.ablations",
     )
-    return PreparedInference(tuple(tokens), overwrites, loss)
+    return PreparedInference(tuple(tokens), overwrites, loss, trace, within_layer_latent)
 
 
 def run_inference(
