@@ -25,6 +25,13 @@ class ScalarRequirement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCALAR_REQUIREMENT_NODE_INDEX: _ClassVar[ScalarRequirement]
     SCALAR_REQUIREMENT_ACTIVATION_INDEX: _ClassVar[ScalarRequirement]
 
+class AttentionPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ATTENTION_PART_UNSPECIFIED: _ClassVar[AttentionPart]
+    ATTENTION_PART_QUERY: _ClassVar[AttentionPart]
+    ATTENTION_PART_KEY: _ClassVar[AttentionPart]
+    ATTENTION_PART_VALUE: _ClassVar[AttentionPart]
+
 class GroupId(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     GROUP_ID_UNSPECIFIED: _ClassVar[GroupId]
@@ -56,6 +63,10 @@ SCALAR_REQUIREMENT_ATTENTION_AUTOENCODER: ScalarRequirement
 SCALAR_REQUIREMENT_TRACE: ScalarRequirement
 SCALAR_REQUIREMENT_NODE_INDEX: ScalarRequirement
 SCALAR_REQUIREMENT_ACTIVATION_INDEX: ScalarRequirement
+ATTENTION_PART_UNSPECIFIED: AttentionPart
+ATTENTION_PART_QUERY: AttentionPart
+ATTENTION_PART_KEY: AttentionPart
+ATTENTION_PART_VALUE: AttentionPart
 GROUP_ID_UNSPECIFIED: GroupId
 GROUP_ID_ACT_TIMES_GRAD: GroupId
 GROUP_ID_ACTIVATION: GroupId
@@ -183,20 +194,24 @@ class DimensionRange(_message.Message):
     def __init__(self, dimension: _Optional[_Union[_component_pb2.Dimension, str]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class ScalarSelection(_message.Message):
-    __slots__ = ("derived_scalar_type", "pass_type", "layer_indices", "ranges", "node_index", "activation_index")
+    __slots__ = ("derived_scalar_type", "pass_type", "layer_indices", "ranges", "node_index", "activation_index", "attention_part", "detach_layer_norm_scale")
     DERIVED_SCALAR_TYPE_FIELD_NUMBER: _ClassVar[int]
     PASS_TYPE_FIELD_NUMBER: _ClassVar[int]
     LAYER_INDICES_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     NODE_INDEX_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_PART_FIELD_NUMBER: _ClassVar[int]
+    DETACH_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
     derived_scalar_type: _derived_scalar_type_pb2.DerivedScalarType
     pass_type: _component_pb2.PassType
     layer_indices: _containers.RepeatedScalarFieldContainer[int]
     ranges: _containers.RepeatedCompositeFieldContainer[DimensionRange]
     node_index: _component_pb2.NodeIndex
     activation_index: _component_pb2.ActivationIndex
-    def __init__(self, derived_scalar_type: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., ranges: _Optional[_Iterable[_Union[DimensionRange, _Mapping]]] = ..., node_index: _Optional[_Union[_component_pb2.NodeIndex, _Mapping]] = ..., activation_index: _Optional[_Union[_component_pb2.ActivationIndex, _Mapping]] = ...) -> None: ...
+    attention_part: AttentionPart
+    detach_layer_norm_scale: bool
+    def __init__(self, derived_scalar_type: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., ranges: _Optional[_Iterable[_Union[DimensionRange, _Mapping]]] = ..., node_index: _Optional[_Union[_component_pb2.NodeIndex, _Mapping]] = ..., activation_index: _Optional[_Union[_component_pb2.ActivationIndex, _Mapping]] = ..., attention_part: _Optional[_Union[AttentionPart, str]] = ..., detach_layer_norm_scale: _Optional[bool] = ...) -> None: ...
 
 class DeriveRequest(_message.Message):
     __slots__ = ("inference", "selections")
