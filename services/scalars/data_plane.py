@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from services.scalars.catalogue import CATALOGUE, Derivers
 from services.scalars.deriving.config import DstConfig
-from services.scalars.deriving.indexing import NodeIndex
 from services.scalars.deriving.store import DerivedScalarStore
 from services.scalars.engine import Check, Engine, Job
 from services.scalars.inference import (
@@ -34,6 +33,8 @@ from services.scalars.model.locations import (
 )
 from services.scalars.model.subject import Subject
 from services.scalars.model.taps import RawTensorId
+from services.scalars.node_lists import INDICES, NodeList
+from services.scalars.ranking import NodeScalars, rank_nodes
 from services.scalars.selections import (
     ComponentSpec,
     ResolvedSelection,
@@ -41,12 +42,7 @@ from services.scalars.selections import (
     resolve_component,
     resolve_selection,
 )
-from services.scalars.top_nodes import (
-    NodeScalars,
-    TopNodesSpec,
-    rank_nodes,
-    resolve_top_nodes,
-)
+from services.scalars.top_nodes import TopNodesSpec, resolve_top_nodes
 from services.scalars.top_tokens import TopTokens, VocabularyProjection
 from shared.errors import InvalidArgument
 
@@ -72,7 +68,7 @@ class ComponentScalars:
     """One component's scalars, (T,) or (T(T+1)/2,), the nodes they belong to, and top tokens."""
 
     activations: Array
-    nodes: tuple[NodeIndex, ...]
+    nodes: NodeList
     top_tokens: TopTokens | None
 
 
@@ -144,15 +140,7 @@ class DataPlane:
                 )
             return ComponentScalars(
                 activations=activations,
-                nodes=tuple(
-                    NodeIndex(
-                        resolved.dst.node_type,
-                        (position, component.component_index),
-                        layer,
-                        component.pass_type,
-                    )
-                    for position in range(len(activations))
-                ),
+                nodes=component_nodes(resolved, component, len(activations)),
                 top_tokens=top_tokens,
             )
 
@@ -186,7 +174,7 @@ class DataPlane:
         )
 
         def collect(store: DerivedScalarStore, _: RunResult) -> NodeScalars:
-            return rank_nodes(resolved, store)
+            return rank_nodes(resolved, lambda each: store.get(each.dst, each.pass_type))
 
         return await self._run(prepared, resolved.selections, collect)
 
@@ -292,6 +280,21 @@ class _FirstTokenWrite:
         """The write, (D,)."""
         captured = run.raw_store.get(self.capture.location, self.capture.pass_type)
         return self.of_activation(captured.activations_by_layer_index[self.capture.layer])
+
+
+def component_nodes(resolved: ResolvedSelection, component: ComponentSpec, count: int) -> NodeList:
+    """The nodes of one component, at every token or token pair."""
+    indices = np.full((count, INDICES), -1, dtype=np.int64)
+    indices[:, 0] = np.arange(count)
+    indices[:, 1] = component.component_index
+    layer = resolved.layers[0]
+    return NodeList(
+        (resolved.dst.node_type,),
+        np.zeros(count, dtype=np.int64),
+        np.full(count, -1 if layer is None else layer, dtype=np.int64),
+        indices,
+        component.pass_type,
+    )
 
 
 def _array(store: DerivedScalarStore, selection: ResolvedSelection, layer: LayerIndex) -> Array:

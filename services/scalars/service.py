@@ -77,7 +77,7 @@ class DerivedScalarsService:
         )
         return scalars.DeriveComponentResponse(
             inference=convert.inference_result(result),
-            scalars=convert.component_scalars(derived, component.pass_type),
+            scalars=convert.component_scalars(derived),
         )
 
     async def DeriveComponentByTokenPair(
@@ -103,7 +103,7 @@ class DerivedScalarsService:
         )
         # Thousands of nodes take a while to write down, in which others should be answered.
         nodes = await asyncio.to_thread(
-            convert.top_nodes, found, spec.pass_type, self._data_plane.subject.tokenizer.strings
+            convert.top_nodes, found, self._data_plane.subject.tokenizer.strings
         )
         return scalars.ListTopNodesResponse(
             inference=convert.inference_result(result), top_nodes=nodes

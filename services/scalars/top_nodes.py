@@ -1,24 +1,11 @@
-"""The nodes with the largest and the smallest scalars, over groups of derived scalar types."""
+"""Which nodes a request wants listed: groups of derived scalar types, checked against the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from services.scalars.deriving.activations import ActivationsAndMetadata
-from services.scalars.deriving.indexing import DerivedScalarIndex, NodeIndex
-from services.scalars.deriving.store import DerivedScalarStore
-from services.scalars.model.locations import (
-    Dimension,
-    LayerIndex,
-    ModelShape,
-    NodeType,
-    PassType,
-)
+from services.scalars.model.locations import Dimension, ModelShape, PassType
 from services.scalars.selections import (
     ResolvedSelection,
     check_pass,
@@ -69,18 +56,6 @@ class ResolvedTopNodes:
     def selections(self) -> tuple[ResolvedSelection, ...]:
         """All that must be derived, each once."""
         return tuple({each.dst.name: each for group in self.groups for each in group}.values())
-
-
-@dataclass(frozen=True)
-class NodeScalars:
-    """The listed nodes, each group's scalar of every node, and sums over all nodes.
-
-    Sums are by group and name of the scalar type.
-    """
-
-    nodes: tuple[NodeIndex, ...]
-    values: dict[str, NDArray[np.float32]]
-    sums: dict[tuple[str, str], NDArray[np.float32]]
 
 
 def resolve_top_nodes(
@@ -215,104 +190,3 @@ def _check_number(resolved: ResolvedTopNodes, field: str) -> None:
             reason="REQUEST_TOO_LARGE",
             metadata={"nodes": str(number), "limit": str(MAX_NODES)},
         )
-
-
-def rank_nodes(resolved: ResolvedTopNodes, store: DerivedScalarStore) -> NodeScalars:
-    """Lists nodes of scalars at hand.
-
-    Each group contributes the `count` largest of each of its types, then the `count` smallest,
-    both blocks in descending order; a node that an earlier group listed is not repeated. Values
-    that are not a number take no part.
-    """
-    spec = resolved.spec
-    chosen: dict[NodeIndex, None] = {}
-    for group in resolved.groups:
-        for largest in (True, False):
-            # Without a count the largest are already all of them.
-            if not largest and (spec.exclude_bottom or spec.count is None):
-                continue
-            chosen.update(dict.fromkeys(_extreme_nodes(group, store, resolved, largest)))
-    nodes = tuple(chosen)
-    return NodeScalars(
-        nodes=nodes,
-        values={
-            group.group_id: _values(nodes, members, store, spec.pass_type)
-            for group, members in zip(spec.groups, resolved.groups, strict=True)
-        },
-        sums={
-            (group.group_id, each.dst.name): _sum(each, store, spec)
-            for group, members in zip(spec.groups, resolved.groups, strict=True)
-            for each in members
-        },
-    )
-
-
-def _extreme_nodes(
-    group: Sequence[ResolvedSelection],
-    store: DerivedScalarStore,
-    resolved: ResolvedTopNodes,
-    largest: bool,
-) -> list[NodeIndex]:
-    found: list[tuple[float, NodeIndex]] = []
-    for each in group:
-        scalars = store.get(each.dst, each.pass_type)
-        count = scalars.numel if resolved.spec.count is None else resolved.spec.count
-        values, places = _at_token(scalars, resolved.token_index).topk(count, largest=largest)
-        found += [
-            (value, _with_token(place, resolved.token_index).node_index)
-            for value, place in zip(values.tolist(), places, strict=True)
-        ]
-    found.sort(key=lambda pair: pair[0], reverse=True)
-    return [node for _, node in found]
-
-
-def _at_token(scalars: ActivationsAndMetadata, token: int | None) -> ActivationsAndMetadata:
-    if token is None:
-        return scalars
-    return scalars.apply_transform_fn(lambda tensor, layer: tensor[token])
-
-
-def _with_token(place: DerivedScalarIndex, token: int | None) -> DerivedScalarIndex:
-    if token is None:
-        return place
-    return DerivedScalarIndex(
-        place.dst, (token, *place.tensor_indices), place.layer_index, place.pass_type
-    )
-
-
-def _values(
-    nodes: Sequence[NodeIndex],
-    members: Sequence[ResolvedSelection],
-    store: DerivedScalarStore,
-    pass_type: PassType,
-) -> NDArray[np.float32]:
-    values = np.zeros(len(nodes), dtype=np.float32)
-    by_type = {each.dst.node_type: each.dst for each in members}
-    places: dict[tuple[NodeType, LayerIndex], list[int]] = {}
-    for position, node in enumerate(nodes):
-        places.setdefault((node.node_type, node.layer_index), []).append(position)
-    for (node_type, layer), positions in places.items():
-        scalars = store.get(by_type[node_type], pass_type)
-        tensor = scalars.activations_by_layer_index[layer]
-        indices = torch.tensor(
-            [nodes[position].tensor_indices for position in positions], device=tensor.device
-        )
-        values[positions] = tensor[tuple(indices.T)].cpu().numpy()
-    return values
-
-
-def _sum(
-    each: ResolvedSelection, store: DerivedScalarStore, spec: TopNodesSpec
-) -> NDArray[np.float32]:
-    kept = (
-        [
-            dimension
-            for dimension in each.dst.dimensions
-            if dimension in TOKEN_DIMENSIONS or dimension is Dimension.SEQUENCE_TOKEN_PAIRS
-        ]
-        if spec.sum_dimensions is None
-        else list(spec.sum_dimensions)
-    )
-    total = store.filter(dsts=[each.dst], pass_type=each.pass_type).sum(kept)
-    summed: NDArray[np.float32] = total.cpu().numpy()
-    return summed

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from services.scalars.catalogue import CATALOGUE
 from services.scalars.deriving.activations import ActivationsAndMetadata
-from services.scalars.deriving.store import DerivedScalarStore
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject, load_subject
+from services.scalars.ranking import NodeScalars, rank_nodes
 from services.scalars.token_pairs import summarize
-from services.scalars.top_nodes import (
-    NodeScalars,
-    ScalarGroup,
-    TopNodesSpec,
-    rank_nodes,
-    resolve_top_nodes,
-)
+from services.scalars.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
 from services.scalars.top_tokens import VocabularyProjection
 from tests.unit.scalars_checkpoint import write_checkpoint
 
@@ -35,11 +29,12 @@ def ranked(subject: Subject, spec: TopNodesSpec, **tensors: torch.Tensor) -> Nod
     resolved = resolve_top_nodes(
         spec, subject.model.shape, 2, has_loss=True, field="", loss_field=""
     )
+    # The model has more layers; here each tensor stands for all of them.
+    groups = tuple(tuple(replace(each, layers=(0,)) for each in group) for group in resolved.groups)
     return rank_nodes(
-        resolved,
-        DerivedScalarStore(
-            ActivationsAndMetadata(CATALOGUE[name].dst, PassType.FORWARD, {0: tensor})
-            for name, tensor in tensors.items()
+        replace(resolved, groups=groups),
+        lambda each: ActivationsAndMetadata(
+            each.dst, PassType.FORWARD, {0: tensors[each.dst.name]}
         ),
     )
 

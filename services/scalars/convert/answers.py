@@ -13,12 +13,10 @@ from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_tensor
 from services.scalars import token_pairs
 from services.scalars.data_plane import ComponentScalars, InferenceResult
-from services.scalars.deriving.indexing import NodeIndex
-from services.scalars.model.locations import NodeType, PassType
-from services.scalars.top_nodes import NodeScalars
+from services.scalars.model.locations import NodeType
+from services.scalars.node_lists import NodeList
+from services.scalars.ranking import NodeScalars
 from services.scalars.top_tokens import TopTokens
-
-INDICES_PER_NODE = 3
 
 
 def inference_result(result: InferenceResult) -> scalars.InferenceResult:
@@ -33,25 +31,22 @@ def inference_result(result: InferenceResult) -> scalars.InferenceResult:
     )
 
 
-def node_table(nodes: Sequence[NodeIndex], pass_of_all: PassType) -> scalars.NodeTable:
+def node_table(nodes: NodeList) -> scalars.NodeTable:
     """Nodes column by column."""
-    indices = np.full((len(nodes), INDICES_PER_NODE), -1, dtype=np.int64)
-    for position, node in enumerate(nodes):
-        given = [-1 if index is None else index for index in node.tensor_indices]
-        indices[position, : len(given)] = given
+    types = np.array([names.NODE_TYPES.value(each) for each in nodes.node_types], dtype=np.int64)
     return scalars.NodeTable(
-        node_types=[names.NODE_TYPES.value(node.node_type) for node in nodes],
-        tensor_indices=indices.reshape(-1).tolist(),
-        layer_indices=[-1 if node.layer_index is None else node.layer_index for node in nodes],
-        pass_type=names.PASS_TYPES.value(pass_of_all),
+        node_types=types[nodes.kinds].tolist(),
+        tensor_indices=nodes.indices.reshape(-1).tolist(),
+        layer_indices=nodes.layers.tolist(),
+        pass_type=names.PASS_TYPES.value(nodes.pass_type),
     )
 
 
-def component_scalars(derived: ComponentScalars, pass_of_all: PassType) -> scalars.ComponentScalars:
+def component_scalars(derived: ComponentScalars) -> scalars.ComponentScalars:
     """One component's scalars."""
     return scalars.ComponentScalars(
         activations=to_tensor(derived.activations),
-        nodes=node_table(derived.nodes, pass_of_all),
+        nodes=node_table(derived.nodes),
         top_tokens=None if derived.top_tokens is None else _top_tokens(derived.top_tokens),
     )
 
@@ -95,15 +90,13 @@ def token_pair_sequences(
     )
 
 
-def top_nodes(
-    found: NodeScalars, pass_of_all: PassType, vocabulary: Sequence[str]
-) -> scalars.TopNodes:
+def top_nodes(found: NodeScalars, vocabulary: Sequence[str]) -> scalars.TopNodes:
     """Listed nodes; their vocabulary entries where they are some."""
-    of_vocabulary = bool(found.nodes) and all(
-        node.node_type is NodeType.VOCAB_TOKEN for node in found.nodes
-    )
+    nodes = found.nodes
+    of_vocabulary = nodes.node_types == (NodeType.VOCAB_TOKEN,)
+    last = (nodes.indices >= 0).sum(axis=1) - 1
     return scalars.TopNodes(
-        nodes=node_table(found.nodes, pass_of_all),
+        nodes=node_table(nodes),
         groups=[
             scalars.GroupScalars(
                 group_id=names.GROUP_IDS.value(name),
@@ -119,7 +112,9 @@ def top_nodes(
             )
             for (group, dst), values in found.sums.items()
         ],
-        vocabulary_tokens=[vocabulary[int(node.tensor_indices[-1] or 0)] for node in found.nodes]
+        vocabulary_tokens=[
+            vocabulary[token] for token in nodes.indices[np.arange(len(nodes)), last].tolist()
+        ]
         if of_vocabulary
         else (),
     )

@@ -3,51 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _BLOCK = 64
-_MINIMUM_FOR_BLOCKS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The most extreme elements of several tensors together, most extreme first.
+
+    `values`, the tensor that each is of (`owners`) and its place in that tensor laid out flat
+    (`positions`) have the shape (k,).
+    """
+
+    values: Tensor
+    owners: Tensor
+    positions: Tensor
+
+
+def top_and_bottom(tensors: Sequence[Tensor], k: int) -> tuple[Extremes, Extremes]:
+    """The k largest and the k smallest elements of several tensors together.
+
+    Every tensor is read once, for the extrema of its blocks; only the best blocks of all tensors
+    are looked into: no element outside the k best blocks can be among the k best elements. Elements
+    that are not a number take no part, so that fewer than k may be answered. Which of several equal
+    elements is answered is not specified.
+    """
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    largest, smallest = [], []
+    for each in flat:
+        high, low = _block_extrema(each)
+        largest.append(high)
+        smallest.append(low)
+    return _best(flat, largest, k, largest=True), _best(flat, smallest, k, largest=False)
+
+
+def top_of_several(tensors: Sequence[Tensor], k: int, *, largest: bool) -> Extremes:
+    """The same of one end alone."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    extrema = [_block_extrema(each)[0 if largest else 1] for each in flat]
+    return _best(flat, extrema, k, largest=largest)
+
+
+def _block_extrema(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima and minima of blocks of 64 elements, the last block the rest."""
+    whole = flat.numel() // _BLOCK * _BLOCK
+    blocks = flat[:whole].view(-1, _BLOCK)
+    rest = flat[whole:]
+    if rest.numel() == 0:
+        return blocks.amax(dim=1), blocks.amin(dim=1)
+    return (
+        torch.cat([blocks.amax(dim=1), rest.amax()[None]]),
+        torch.cat([blocks.amin(dim=1), rest.amin()[None]]),
+    )
+
+
+def _best(flat: Sequence[Tensor], extrema: Sequence[Tensor], k: int, *, largest: bool) -> Extremes:
+    device = flat[0].device if flat else torch.device("cpu")
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    if k <= 0 or sum(each.numel() for each in flat) == 0:
+        return Extremes(torch.empty(0, device=device), nothing, nothing)
+    worst = float("-inf") if largest else float("inf")
+    together = torch.cat(list(extrema))
+    # An extremum is not a number as soon as one element of its block is not.
+    if bool(together.isnan().any()):
+        clean = [torch.where(each.isnan(), worst, each) for each in flat]
+        replaced = [_block_extrema(each)[0 if largest else 1] for each in clean]
+        return _numbers_of(flat, _best(clean, replaced, k, largest=largest))
+    chosen = torch.topk(together, min(k, len(together)), largest=largest).indices.sort().values
+    inside = torch.arange(_BLOCK, device=device)
+    values, owners, positions = [], [], []
+    first_block = 0
+    for owner, (each, own) in enumerate(zip(flat, extrema, strict=True)):
+        mine = chosen[(chosen >= first_block) & (chosen < first_block + len(own))] - first_block
+        first_block += len(own)
+        places = (mine[:, None] * _BLOCK + inside).flatten()
+        places = places[places < len(each)]
+        values.append(each[places])
+        owners.append(torch.full_like(places, owner))
+        positions.append(places)
+    candidates = torch.cat(values)
+    best, order = torch.topk(candidates, min(k, len(candidates)), largest=largest)
+    return Extremes(best, torch.cat(owners)[order], torch.cat(positions)[order])
+
+
+def _numbers_of(flat: Sequence[Tensor], found: Extremes) -> Extremes:
+    """Leaves out what is no number in the tensors themselves."""
+    kept = torch.ones_like(found.owners, dtype=torch.bool)
+    for owner, each in enumerate(flat):
+        mine = found.owners == owner
+        kept[mine] = ~each[found.positions[mine]].isnan()
+    return Extremes(found.values[kept], found.owners[kept], found.positions[kept])
 
 
 def top_indices(flat: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
     """Values and positions of the k most extreme elements of a 1-d tensor, most extreme first.
 
-    Elements that are not a number are left out, so fewer than k may be answered. On a long tensor
-    the extrema of blocks are compared first and only the best blocks are looked into: no element
-    outside the k best blocks can be among the k best elements. Which of several equal elements
-    is answered is not specified.
+    Elements that are not a number are left out, so fewer than k may be answered.
     """
-    length = flat.numel()
-    if k <= 0 or length == 0:
-        return flat.new_empty(0), torch.empty(0, dtype=torch.int64, device=flat.device)
-    if length >= _MINIMUM_FOR_BLOCKS and k * _BLOCK * 2 <= length:
-        found = _top_of_blocks(flat, k, largest=largest)
-        if found is not None:
-            return found
-    worst = float("-inf") if largest else float("inf")
-    comparable = torch.where(flat.isnan(), worst, flat)
-    values, positions = torch.topk(comparable, min(k, length), largest=largest)
-    kept = ~flat[positions].isnan()
-    return values[kept], positions[kept]
-
-
-def _top_of_blocks(flat: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor] | None:
-    """The same by blocks; None where the tensor holds what is not a number."""
-    length = flat.numel()
-    whole = length // _BLOCK * _BLOCK
-    blocks = flat[:whole].view(-1, _BLOCK)
-    extrema = blocks.amax(dim=1) if largest else blocks.amin(dim=1)
-    # An extremum is not a number as soon as one element of its block is not.
-    if bool(extrema.isnan().any()) or bool(flat[whole:].isnan().any()):
-        return None
-    best = torch.topk(extrema, k, largest=largest).indices
-    inside = torch.arange(_BLOCK, device=flat.device)
-    rest = torch.arange(whole, length, device=flat.device)
-    candidates = torch.cat([(best[:, None] * _BLOCK + inside).flatten(), rest])
-    values, chosen = torch.topk(flat[candidates], k, largest=largest)
-    return values, candidates[chosen]
+    found = top_of_several([flat], k, largest=largest)
+    return found.values.to(flat.dtype), found.positions
 
 
 def top_of_tensors(
@@ -57,17 +115,10 @@ def top_of_tensors(
 
     Values of shape (k,), and for each its tensor's position in the list and its index in it.
     """
-    found = [top_indices(tensor.reshape(-1), k, largest=largest) for tensor in tensors]
-    if not found:
-        return torch.empty(0), []
-    values, order = top_indices(torch.cat([values for values, _ in found]), k, largest=largest)
-    owners = torch.cat(
-        [torch.full_like(positions, which) for which, (_, positions) in enumerate(found)]
-    )[order].tolist()
-    flat = torch.cat([positions for _, positions in found])[order].tolist()
-    return values, [
-        (which, _unravel(position, tuple(tensors[which].shape)))
-        for which, position in zip(owners, flat, strict=True)
+    found = top_of_several(tensors, k, largest=largest)
+    return found.values, [
+        (owner, _unravel(position, tuple(tensors[owner].shape)))
+        for owner, position in zip(found.owners.tolist(), found.positions.tolist(), strict=True)
     ]
 
 
