@@ -51,7 +51,8 @@ class AutoencoderLayer:
 
     `encoder` and `decoder` have shape (A, I): rows are what a latent reads and writes.
     `input_bias` (I,) is subtracted before encoding, `output_bias` (I,) added after decoding.
-    `threshold` (A,) is there for jumprelu and gated alone.
+    `threshold` (A,) is there for jumprelu and gated alone, `k`, how many latents of a token are
+    active, for topk.
     """
 
     encoder: Tensor
@@ -60,6 +61,7 @@ class AutoencoderLayer:
     input_bias: Tensor
     output_bias: Tensor
     threshold: Tensor | None = None
+    k: int | None = None
 
     @property
     def latents(self) -> int:
@@ -113,8 +115,8 @@ _PLACES = {
 class Autoencoder:
     """An autoencoder at some layers of a model.
 
-    `location` is the place that it reads and writes, `k` the number of active latents of topk.
-    ValueError where the place is none that has autoencoders, or k is missing.
+    `location` is the place that it reads and writes. ValueError where it is none that has
+    autoencoders, or where a layer lacks what the activation needs.
     """
 
     def __init__(
@@ -123,17 +125,18 @@ class Autoencoder:
         location: ActivationLocationType,
         activation: Activation,
         layers: Mapping[int, AutoencoderLayer],
-        *,
-        k: int | None = None,
     ) -> None:
         if location not in _PLACES:
             raise ValueError(f"{location.value} is no place that an autoencoder reads")
-        if (activation is Activation.TOPK) != (k is not None):
-            raise ValueError("k belongs to topk, and topk needs it")
+        with_threshold = activation in (Activation.JUMPRELU, Activation.GATED)
+        for index, each in layers.items():
+            if (each.k is not None) != (activation is Activation.TOPK):
+                raise ValueError(f"layer {index}: k belongs to topk, and topk needs it")
+            if (each.threshold is not None) != with_threshold:
+                raise ValueError(f"layer {index}: {activation} and a threshold don't agree")
         self.name = name
         self.location = location
         self.activation = activation
-        self.k = k
         self._place = _PLACES[location]
         self._layers = dict(sorted(layers.items()))
         self._write_norms: dict[int, Tensor] = {}
@@ -194,14 +197,15 @@ class Autoencoder:
             case Activation.RELU:
                 return positive
             case Activation.TOPK:
-                chosen = torch.topk(pre.detach(), self.k or 0, dim=-1).indices
+                k = self._layers[layer].k
+                chosen = torch.topk(pre.detach(), k or 0, dim=-1).indices
                 mask = torch.zeros_like(pre.detach()).scatter(-1, chosen, 1.0)
                 return positive * mask
             case Activation.JUMPRELU | Activation.GATED:
                 threshold = self._layers[layer].threshold
                 if threshold is None:
                     raise ValueError(f"layer {layer} of {self.name} has no threshold")
-                return torch.where(pre > threshold, positive, torch.zeros_like(positive))
+                return positive * (pre.detach() > threshold).to(positive.dtype)
 
     def encode(self, layer: int, x: Tensor) -> Tensor:
         """Latents (T, A) of an input (T, I)."""
