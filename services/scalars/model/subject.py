@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
 from services.scalars.model.checkpoint import load_checkpoint
 from services.scalars.model.family import SubjectModel, build_model
 from services.scalars.model.tokenizer import TextTokenizer
@@ -24,6 +25,7 @@ class Subject:
     model: SubjectModel
     tokenizer: TextTokenizer
     beginning_token: str = ""
+    autoencoders: AutoencoderSet = NO_AUTOENCODERS
 
 
 def load_subject(name: str, path: str, device: str) -> Subject:
