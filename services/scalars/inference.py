@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from services.scalars.ablations import AblationSpec, resolve_ablations
 from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet, WithinLayerLatent
@@ -16,7 +17,8 @@ from services.scalars.deriving.indexing import ActivationIndex
 from services.scalars.losses import Loss, LossSpec, resolve_loss
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType, PassType
-from services.scalars.model.taps import Overwrite, RawTensorId, Taps
+from services.scalars.model.packing import Packing
+from services.scalars.model.taps import Overwrite, RawTensorId, RowTaps, Taps
 from services.scalars.model.tokenizer import TextTokenizer
 from services.scalars.reuse import Memo
 from services.scalars.traces import Trace, TraceSpec, resolve_trace
@@ -31,6 +33,7 @@ class InferenceSpec:
     loss: LossSpec | None = None
     trace: TraceSpec | None = None
     within_layer_gradient_index: ActivationIndex | None = None
+    prepend_beginning_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ class PreparedInference:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: raw activations, the loss's value, and the time it took.
+    """What a run left: raw activations, the values of loss and trace, and the time it took.
 
-    `seconds` is the time of forward and backward pass. Memory is that allocated on the device, in
-    bytes, None on a CPU. `memo` remembers what was derived from the run, for later requests too
-    where the run is kept.
+    `seconds` is the time of forward and backward pass, of all rows that ran together. Memory is
+    that allocated on the device, in bytes, None on a CPU. `memo` remembers what was derived from
+    the run, for later requests too where the run is kept.
     """
 
     raw_store: RawActivationStore
@@ -66,6 +69,7 @@ class RunResult:
     seconds: float
     memory_used_before: int | None
     memory_used_after: int | None
+    traced_activation: float | None = None
     memo: Memo = field(default_factory=Memo)
 
 
@@ -77,7 +81,14 @@ def prepare_inference(
     autoencoders: AutoencoderSet = NO_AUTOENCODERS,
 ) -> PreparedInference:
     """Encodes and checks a run; InvalidArgument names the field, after the prefix `field`."""
-    tokens = tokenizer.prompt(spec.prompt, model.shape.context, f"{field}.prompt")
+    tokens = tokenizer.prompt(
+        spec.prompt,
+        model.shape.context,
+        f"{field}.prompt",
+        beginning_field=f"{field}.prepend_beginning_token"
+        if spec.prepend_beginning_token
+        else None,
+    )
     loss = (
         None
         if spec.loss is None
@@ -113,45 +124,144 @@ def prepare_inference(
     return PreparedInference(tuple(tokens), overwrites, loss, trace, within_layer_latent)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A run that shares a batch with others: what is captured of it, and whether it still counts.
+
+    `check` is called between the passes and raises once nobody waits for the run any more.
+    """
+
+    prepared: PreparedInference
+    captures: frozenset[RawTensorId]
+    check: Callable[[], None] = lambda: None
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether a gradient is captured."""
+        return any(target.pass_type is PassType.BACKWARD for target in self.captures)
+
+
 def run_inference(
     model: SubjectModel,
     prepared: PreparedInference,
     captures: Collection[RawTensorId],
     check: Callable[[], None] = lambda: None,
+    autoencoders: AutoencoderSet = NO_AUTOENCODERS,
 ) -> RunResult:
-    """Runs the model forward, and backward where a gradient is captured.
+    """Runs one inference alone; see `run_rows`."""
+    return run_rows(model, [Row(prepared, frozenset(captures), check)], autoencoders)[0]
 
-    A loss is evaluated whenever there is one. `check` is called between the passes and may raise,
-    to end a run that nobody waits for any more. ValueError where a gradient is captured without a
-    loss.
+
+def run_rows(
+    model: SubjectModel, rows: Sequence[Row], autoencoders: AutoencoderSet = NO_AUTOENCODERS
+) -> list[RunResult]:
+    """Runs the model forward once for all rows, and backward once where a gradient is captured.
+
+    No row's result depends on the others. A loss and a trace are evaluated wherever there is one.
+    The run ends between the passes once nobody waits for any row, with what the last row's check
+    raised. Captured tensors are views of those of the whole batch. ValueError where a gradient is
+    captured without a loss or a trace.
     """
-    backward = any(target.pass_type is PassType.BACKWARD for target in captures)
-    loss = prepared.loss
-    if backward and loss is None:
-        raise ValueError("a gradient needs a loss")
-    taps = Taps(captures, prepared.overwrites, backward=backward)
-    all_logits = taps.touches(ActivationLocationType.LOGITS)
-    positions = None if all_logits else () if loss is None else (loss.position,)
-    tokens = torch.tensor(prepared.tokens, device=model.device)
+    if any(row.has_backward and not row.prepared.has_gradient for row in rows):
+        raise ValueError("a gradient needs a loss or a trace")
+    backward = any(row.has_backward for row in rows)
     before = _memory(model.device)
     started = _now(model.device)
+    packing = Packing([len(row.prepared.tokens) for row in rows], model.device)
+    taps = Taps(packing, [_row_taps(row, model) for row in rows], autoencoders, backward=backward)
     with torch.enable_grad() if backward else torch.inference_mode():
-        logits = model.forward(tokens, taps, positions)
-        value = None
-        if loss is not None:
-            if logits is None:
-                raise ValueError("the model gave no logits for the loss")
-            value = loss.of_logits(logits[loss.position if all_logits else 0])
-        check()
-        gradients = taps.gradients(value) if backward and value is not None else {}
+        losses = _run_forward(model, rows, taps)
+        traced = [
+            _traced_activation(model, row, index, taps, autoencoders)
+            for index, row in enumerate(rows)
+        ]
+        _check(rows)
+        if backward:
+            # A trace beside a loss has used the loss already: see `Trace`.
+            starts = (
+                loss if trace is None else trace for loss, trace in zip(losses, traced, strict=True)
+            )
+            taps.differentiate([start for start in starts if start is not None])
     seconds = _now(model.device) - started
-    return RunResult(
-        raw_store=RawActivationStore({**taps.activations(), **gradients}, model.shape.layers),
-        loss=None if value is None else float(value.detach()),
-        seconds=seconds,
-        memory_used_before=before,
-        memory_used_after=_memory(model.device),
+    after = _memory(model.device)
+    return [
+        RunResult(
+            raw_store=RawActivationStore(taps.row(index), model.shape.layers),
+            loss=_value(losses[index]),
+            seconds=seconds,
+            memory_used_before=before,
+            memory_used_after=after,
+            traced_activation=_value(traced[index]),
+        )
+        for index in range(len(rows))
+    ]
+
+
+def _row_taps(row: Row, model: SubjectModel) -> RowTaps:
+    trace = row.prepared.trace
+    points = () if trace is None else trace.residual_points(model.shape.layers)
+    return RowTaps(
+        row.captures,
+        row.prepared.overwrites,
+        tuple((point.location, point.layer) for point in points),
     )
+
+
+def _run_forward(model: SubjectModel, rows: Sequence[Row], taps: Taps) -> list[Tensor | None]:
+    """Runs the forward pass; the loss of each row, where it has one."""
+    packing = taps.packing
+    logit_tokens: list[int] = []
+    # Where each row's logits stand: all of them, where they are tapped, or those of its loss.
+    slices: dict[int, slice] = {}
+    for index, row in enumerate(rows):
+        tokens, loss = packing.slices[index], row.prepared.loss
+        first = len(logit_tokens)
+        if taps.row_touches_logits(index):
+            logit_tokens.extend(range(tokens.start, tokens.stop))
+        elif loss is not None:
+            logit_tokens.append(tokens.start + loss.position)
+        slices[index] = slice(first, len(logit_tokens))
+    wanted = torch.tensor(logit_tokens, device=model.device) if logit_tokens else None
+    logits = model.forward(packing.pack([row.prepared.tokens for row in rows]), taps, wanted)
+    losses: list[Tensor | None] = []
+    if logits is not None:
+        tapped = {index: each for index, each in slices.items() if taps.row_touches_logits(index)}
+        logits = taps(logits, ActivationLocationType.LOGITS, None, tapped)
+    for index, row in enumerate(rows):
+        loss = row.prepared.loss
+        if loss is None or logits is None:
+            losses.append(None)
+            continue
+        of_row = logits[slices[index]]
+        losses.append(loss.of_logits(of_row[loss.position if len(of_row) > 1 else 0]))
+    return losses
+
+
+def _traced_activation(
+    model: SubjectModel, row: Row, index: int, taps: Taps, autoencoders: AutoencoderSet
+) -> Tensor | None:
+    trace = row.prepared.trace
+    if trace is None:
+        return None
+    return trace.scalar(model, autoencoders, taps.residuals(index))
+
+
+def _value(scalar: Tensor | None) -> float | None:
+    return None if scalar is None else float(scalar.detach())
+
+
+def _check(rows: Sequence[Row]) -> None:
+    """Ends the run where nobody waits for any of its rows."""
+    raised: Exception | None = None
+    for row in rows:
+        try:
+            row.check()
+        except Exception as error:  # noqa: BLE001 - whatever a check raises ends its row
+            raised = error
+        else:
+            return
+    if raised is not None:
+        raise raised
 
 
 def estimated_bytes(

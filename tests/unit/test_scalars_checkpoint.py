@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from services.scalars.model.autoencoders import read_autoencoders
 from services.scalars.model.locations import NodeType
+from services.scalars.model.packing import Packing
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import Taps
 from services.scalars.top_tokens import read_excluded_tokens
@@ -29,7 +30,8 @@ def load(path: Path, device: str = "cpu") -> Subject:
 
 def logits(subject: Subject) -> torch.Tensor:
     tokens = torch.tensor(subject.tokenizer.encode("The cat sat"))
-    found = subject.model.forward(tokens, Taps(()), None)
+    every = torch.arange(len(tokens))
+    found = subject.model.forward(tokens, Taps(Packing([len(tokens)])), every)
     assert found is not None
     return found
 

@@ -6,7 +6,6 @@ and one entry in `FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -96,13 +95,13 @@ class SubjectModel(Protocol):
         """Next-token logits (T, V), for the residual stream (T, D) after the last layer."""
         ...
 
-    def forward(
-        self, tokens: Tensor, taps: Taps, logit_positions: Sequence[int] | None
-    ) -> Tensor | None:
-        """Runs the tokens, an int64 tensor of shape (T,), handing every named tensor to the taps.
+    def forward(self, tokens: Tensor, taps: Taps, logit_tokens: Tensor | None) -> Tensor | None:
+        """Runs packed sequences, an int64 tensor (N,), handing every named tensor to the taps.
 
-        Answers logits of shape (len(logit_positions), V), or None where no logits are asked for
-        (an empty sequence). None asks for all positions; only then are `logits` tapped.
+        Answers logits (M, V) for the places `logit_tokens` (M,) on the packed axis, or None where
+        no logits are asked for; then the pass ends once everything was tapped that is asked for.
+        The logits themselves are the caller's to tap. The residual stream that enters a layer goes
+        through `Taps.begin`, attention through `attend`.
         """
         ...
 

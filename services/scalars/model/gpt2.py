@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from services.scalars.model.attention import attend
 from services.scalars.model.blocks import (
     ALL_PARTS,
     AttentionPart,
@@ -174,29 +175,23 @@ class Gpt2:
             unembedding,
         )
 
-    def forward(
-        self, tokens: Tensor, taps: Taps, logit_positions: Sequence[int] | None
-    ) -> Tensor | None:
+    def forward(self, tokens: Tensor, taps: Taps, logit_tokens: Tensor | None) -> Tensor | None:
         """See `SubjectModel.forward`."""
-        x = self.token_embedding[tokens] + self._position_embedding[: tokens.shape[0]]
-        if taps.backward:
-            x.requires_grad_()
-        x = taps(x, Location.RESID_POST_EMBEDDING)
-        stop = taps.last_layer() if self._stops_early(taps, logit_positions) else None
+        x = self.token_embedding[tokens] + self._position_embedding[taps.packing.positions]
+        x = taps(taps.begin(x, None), Location.RESID_POST_EMBEDDING)
+        # Without logits the pass ends as soon as everything was tapped that anybody asked for.
+        whole = logit_tokens is not None or not taps.ends_in_layers()
         for index, layer in enumerate(self._layers):
-            if stop is not None and index > stop:
-                return None
-            x = self._attend(x, layer, index, taps)
-            x = self._mlp(x, layer, index, taps)
-        if stop is not None:
+            for block in (self._attend, self._mlp):
+                if not whole and taps.complete():
+                    return None
+                x = block(taps.begin(x, index), layer, index, taps)
+        if not whole:
             return None
+        x = taps.begin(x, self.shape.layers)
         x = self._final_norm(x, taps, Location.RESID_FINAL_LAYER_NORM_SCALE, None)
         x = taps(x, Location.RESID_POST_FINAL_LAYER_NORM)
-        if logit_positions is None:
-            return taps(x @ self.write.unembedding.T, Location.LOGITS)
-        if not logit_positions:
-            return None
-        return x[list(logit_positions)] @ self.write.unembedding.T
+        return None if logit_tokens is None else x[logit_tokens] @ self.write.unembedding.T
 
     def attention_heads(
         self,
@@ -261,15 +256,6 @@ class Gpt2:
         scale = self.shape.query_and_key_channels**-0.25
         return (q * scale).view(heads), (k * scale).view(heads), v.reshape(heads)
 
-    @staticmethod
-    def _stops_early(taps: Taps, logit_positions: Sequence[int] | None) -> bool:
-        return (
-            logit_positions is not None
-            and not logit_positions
-            and not taps.touches(Location.RESID_FINAL_LAYER_NORM_SCALE)
-            and not taps.touches(Location.RESID_POST_FINAL_LAYER_NORM)
-        )
-
     def _attend(self, x: Tensor, layer: _Layer, index: int, taps: Taps) -> Tensor:
         normed = layer.attn_norm(x, taps, Location.ATTN_INPUT_LAYER_NORM_SCALE, index)
         normed = taps(normed, Location.RESID_POST_ATTN_LAYER_NORM, index)
@@ -277,14 +263,7 @@ class Gpt2:
         q = taps(q, Location.ATTN_QUERY, index)
         k = taps(k, Location.ATTN_KEY, index)
         v = taps(v, Location.ATTN_VALUE, index)
-        # Heads first for the products; (query, key, head) is the order that the taps see.
-        logits = q.transpose(0, 1) @ k.permute(1, 2, 0)
-        future = torch.ones(logits.shape[1:], dtype=torch.bool, device=x.device).triu(1)
-        logits = logits.masked_fill(future, float("-inf"))
-        logits = taps(logits.permute(1, 2, 0), Location.ATTN_QK_LOGITS, index).permute(2, 0, 1)
-        probs = torch.softmax(logits, dim=-1)
-        probs = taps(probs.permute(1, 2, 0), Location.ATTN_QK_PROBS, index).permute(2, 0, 1)
-        mixed = (probs @ v.transpose(0, 1)).transpose(0, 1)
+        mixed = attend(q, k, v, taps, index)
         mixed = taps(mixed, Location.ATTN_WEIGHTED_SUM_OF_VALUES, index)
         delta = torch.addmm(layer.attn_out_bias, mixed.flatten(1), layer.attn_out)
         delta = taps(delta, Location.RESID_DELTA_ATTN, index)

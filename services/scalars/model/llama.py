@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from services.scalars.model.attention import attend
 from services.scalars.model.blocks import (
     ALL_PARTS,
     AttentionPart,
@@ -66,30 +67,26 @@ class Llama:
         rotary = read_rotary(checkpoint, config.shape.query_and_key_channels, device)
         return cls(config, read_weights(checkpoint, config, device), rotary)
 
-    def forward(
-        self, tokens: Tensor, taps: Taps, logit_positions: Sequence[int] | None
-    ) -> Tensor | None:
+    def forward(self, tokens: Tensor, taps: Taps, logit_tokens: Tensor | None) -> Tensor | None:
         """See `SubjectModel.forward`."""
         x = self.token_embedding[tokens]
-        if taps.backward:
-            x.requires_grad_()
-        x = taps(x, Location.RESID_POST_EMBEDDING)
-        rotation = self._rotation(tokens.shape[0])
-        stop = taps.last_layer() if self._stops_early(taps, logit_positions) else None
+        x = taps(taps.begin(x, None), Location.RESID_POST_EMBEDDING)
+        rotation = self._rotation(taps.packing.positions)
+        # Without logits the pass ends as soon as everything was tapped that anybody asked for.
+        whole = logit_tokens is not None or not taps.ends_in_layers()
         for index, layer in enumerate(self._layers):
-            if stop is not None and index > stop:
+            if not whole and taps.complete():
                 return None
-            x = self._attend(x, layer, index, taps, rotation)
+            x = self._attend(taps.begin(x, index), layer, index, taps, rotation)
+            if not whole and taps.complete():
+                return None
             x = self._mlp(x, layer, index, taps)
-        if stop is not None:
+        if not whole:
             return None
+        x = taps.begin(x, self.shape.layers)
         x = self._final_norm(x, taps, Location.RESID_FINAL_LAYER_NORM_SCALE, None)
         x = taps(x, Location.RESID_POST_FINAL_LAYER_NORM)
-        if logit_positions is None:
-            return taps(x @ self.write.unembedding.T, Location.LOGITS)
-        if not logit_positions:
-            return None
-        return x[list(logit_positions)] @ self.write.unembedding.T
+        return None if logit_tokens is None else x[logit_tokens] @ self.write.unembedding.T
 
     def attention_heads(
         self,
@@ -102,7 +99,9 @@ class Llama:
         """See `SubjectModel.attention_heads`."""
         weights = self._layers[layer]
         normed = weights.attn_norm.of(residual, detach_scale=detach_scale)
-        parts = self._heads(normed, weights, self._rotation(residual.shape[0]))
+        parts = self._heads(
+            normed, weights, self._rotation(torch.arange(residual.shape[0], device=self.device))
+        )
         query, key, value = (
             detached_unless(which in attached, part)
             for which, part in zip(AttentionPart, parts, strict=True)
@@ -150,10 +149,10 @@ class Llama:
         normed = self._final_norm.of(residual, detach_scale=detach_scale)
         return normed @ self.write.unembedding.T
 
-    def _rotation(self, n_tokens: int) -> Rotation:
+    def _rotation(self, positions: Tensor) -> Rotation:
         # The scale of the dot product is shared: each side carries dh^-1/4.
         scale = self.shape.query_and_key_channels**-0.25
-        return self._rotary.at(torch.arange(n_tokens, device=self.device), scale)
+        return self._rotary.at(positions, scale)
 
     def _heads(
         self, normed: Tensor, weights: LlamaLayer, rotation: Rotation
@@ -171,15 +170,6 @@ class Llama:
             v = v.repeat_interleave(self._heads_per_group, dim=1)
         return q, k, v
 
-    @staticmethod
-    def _stops_early(taps: Taps, logit_positions: Sequence[int] | None) -> bool:
-        return (
-            logit_positions is not None
-            and not logit_positions
-            and not taps.touches(Location.RESID_FINAL_LAYER_NORM_SCALE)
-            and not taps.touches(Location.RESID_POST_FINAL_LAYER_NORM)
-        )
-
     def _attend(
         self, x: Tensor, layer: LlamaLayer, index: int, taps: Taps, rotation: Rotation
     ) -> Tensor:
@@ -189,14 +179,7 @@ class Llama:
         q = taps(q, Location.ATTN_QUERY, index)
         k = taps(k, Location.ATTN_KEY, index)
         v = taps(v, Location.ATTN_VALUE, index)
-        # Heads first for the products; (query, key, head) is the order that the taps see.
-        logits = q.transpose(0, 1) @ k.permute(1, 2, 0)
-        future = torch.ones(logits.shape[1:], dtype=torch.bool, device=x.device).triu(1)
-        logits = logits.masked_fill(future, float("-inf"))
-        logits = taps(logits.permute(1, 2, 0), Location.ATTN_QK_LOGITS, index).permute(2, 0, 1)
-        probs = torch.softmax(logits, dim=-1)
-        probs = taps(probs.permute(1, 2, 0), Location.ATTN_QK_PROBS, index).permute(2, 0, 1)
-        mixed = (probs @ v.transpose(0, 1)).transpose(0, 1)
+        mixed = attend(q, k, v, taps, index)
         mixed = taps(mixed, Location.ATTN_WEIGHTED_SUM_OF_VALUES, index)
         delta = affine(mixed.flatten(1), layer.attn_out, layer.attn_out_bias)
         delta = taps(delta, Location.RESID_DELTA_ATTN, index)

@@ -2,20 +2,24 @@
 
 A model's forward pass hands every tensor that has a name to `Taps`, and goes on with what it gets
 back. That one mechanism overwrites (ablates) activations and gradients and captures what was asked
-for. An ablation in the forward pass sets elements of the activation; one in the backward pass sets
-elements of the gradient as it flows by. What is captured is what the rest of the computation saw:
-after the ablation, in both passes.
+for, each row of a batch for itself. An ablation in the forward pass sets elements of the
+activation; one in the backward pass sets elements of the gradient as it flows by. What is captured
+is what the rest of the computation saw: after the ablation, in both passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
 from services.scalars.model.locations import ActivationLocationType, LayerIndex, PassType
+from services.scalars.model.packing import Group, Packing
+
+Place = tuple[ActivationLocationType, LayerIndex]
 
 
 @dataclass(frozen=True)
@@ -26,97 +30,256 @@ class RawTensorId:
     layer: LayerIndex
     pass_type: PassType
 
+    @property
+    def place(self) -> Place:
+        """The tensor, whichever pass is meant."""
+        return self.location, self.layer
+
 
 @dataclass(frozen=True)
 class Overwrite:
     """Elements of one tensor and the value that they are set to.
 
-    `index` has an entry an axis; a slice takes the whole axis.
+    `index` has an entry an axis of one sequence's tensor; a slice takes the whole axis.
     """
 
     target: RawTensorId
     index: tuple[int | slice, ...]
     value: float
 
-    def applied_to(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor with the elements set."""
-        changed = tensor.clone()
-        changed[self.index] = self.value
-        return changed
+
+@dataclass(frozen=True)
+class RowTaps:
+    """What is captured and overwritten of one row.
+
+    Overwrites are applied in the order given. `residuals` are places of the residual stream that
+    are kept as they are, so that something can be computed from them and differentiated.
+    """
+
+    captures: frozenset[RawTensorId] = frozenset()
+    overwrites: tuple[Overwrite, ...] = ()
+    residuals: tuple[Place, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor of some rows: the view that each row has of it, in the shape of one sequence."""
+
+    tensor: Tensor
+    slices: Mapping[int, slice]
+    pairs: bool = False
+
+    def row(self, index: int) -> Tensor:
+        where = self.slices[index]
+        if not self.pairs:
+            return self.tensor[where]
+        # (B, H, T, S) is how attention computes, (T, S, H) how the rest of the world sees it.
+        return self.tensor[where.start].permute(1, 2, 0)
+
+    def with_tensor(self, tensor: Tensor) -> _Part:
+        return _Part(tensor, self.slices, self.pairs)
+
+
+Overwrites = Mapping[int, Sequence[Overwrite]]
+"""The overwrites of one tensor, by row."""
+
+
+def _overwritten(part: _Part, by_row: Overwrites) -> Tensor:
+    """The tensor, or a copy of it with the elements of all rows set."""
+    rows = [row for row in part.slices if row in by_row]
+    if not rows:
+        return part.tensor
+    changed = part.with_tensor(part.tensor.clone())
+    for row in rows:
+        view = changed.row(row)
+        for overwrite in by_row[row]:
+            view[overwrite.index] = overwrite.value
+    return changed.tensor
+
+
+def _overwrite_gradient(part: _Part, by_row: Overwrites) -> None:
+    """Overwrites the gradient of the tensor where it flows by."""
+    if part.slices.keys().isdisjoint(by_row):
+        return
+    # The hook must not hold the tensor that holds it: the whole graph would stay until the garbage
+    # collector finds the circle.
+    slices, pairs = part.slices, part.pairs
+    part.tensor.register_hook(  # type: ignore[no-untyped-call]
+        lambda gradient: _overwritten(_Part(gradient, slices, pairs), by_row)
+    )
 
 
 class Taps:
     """Captures and overwrites the named tensors of one forward pass and its backward pass.
 
-    `captures` are the tensors wanted; `overwrites` the ablations, applied in the order given.
-    `backward` says whether a backward pass will follow, even if no gradient is captured.
+    `rows` belong to the packing's rows, one each; by default nothing is captured. `backward` says
+    whether a backward pass will follow.
     """
 
     def __init__(
         self,
-        captures: Collection[RawTensorId],
-        overwrites: Sequence[Overwrite] = (),
+        packing: Packing,
+        rows: Sequence[RowTaps] | None = None,
+        autoencoders: AutoencoderSet = NO_AUTOENCODERS,
         *,
         backward: bool = False,
     ) -> None:
-        self._captures = frozenset(captures)
-        self._overwrites: dict[RawTensorId, list[Overwrite]] = {}
-        for overwrite in overwrites:
-            self._overwrites.setdefault(overwrite.target, []).append(overwrite)
+        self.packing = packing
+        self.rows = tuple(rows) if rows is not None else (RowTaps(),) * len(packing)
+        if len(self.rows) != len(packing):
+            raise ValueError(f"{len(self.rows)} rows of taps for {len(packing)} of tokens")
         self.backward = backward
-        self._forward: dict[RawTensorId, Tensor] = {}
-        self._inputs: dict[RawTensorId, Tensor] = {}
-        self._touched = frozenset(
-            (target.location, target.layer) for target in (*self._captures, *self._overwrites)
-        )
+        self._slices = dict(enumerate(packing.slices))
+        self._overwrites: dict[RawTensorId, dict[int, list[Overwrite]]] = {}
+        self._captures: dict[RawTensorId, set[int]] = {}
+        kept: set[Place] = set()
+        for index, row in enumerate(self.rows):
+            for overwrite in row.overwrites:
+                by_row = self._overwrites.setdefault(overwrite.target, {})
+                by_row.setdefault(index, []).append(overwrite)
+            for target in row.captures:
+                self._captures.setdefault(target, set()).add(index)
+            kept.update(row.residuals)
+        self._kept = frozenset(kept)
+        self._wanted = frozenset(target.place for target in self._captures) | kept
+        self._touched = self._wanted | {target.place for target in self._overwrites}
+        self._forward: dict[Place, list[_Part]] = {}
+        self._inputs: dict[Place, list[_Part]] = {}
+        self._gradients: dict[Place, list[_Part]] = {}
+        self._residuals: dict[Place, _Part] = {}
+        self._seen: set[Place] = set()
 
     def touches(self, location: ActivationLocationType, layer: LayerIndex = None) -> bool:
-        """Whether anything is captured or overwritten there, in either pass."""
+        """Whether anything is captured, overwritten or kept there, for any row."""
         return (location, layer) in self._touched
 
     def last_layer(self) -> int:
-        """The last layer that anything is captured from; -1 where nothing is."""
-        return max(
-            (target.layer for target in self._captures if target.layer is not None), default=-1
+        """The last layer that anything is captured or kept from; -1 where nothing is."""
+        return max((layer for _, layer in self._wanted if layer is not None), default=-1)
+
+    def row_touches_logits(self, index: int) -> bool:
+        """Whether a row's logits are captured or overwritten."""
+        row = self.rows[index]
+        targets = (*row.captures, *(overwrite.target for overwrite in row.overwrites))
+        return any(target.location is ActivationLocationType.LOGITS for target in targets)
+
+    def ends_in_layers(self) -> bool:
+        """Whether nothing after the last layer is captured or kept."""
+        return not any(
+            layer is None and location is not ActivationLocationType.RESID_POST_EMBEDDING
+            for location, layer in self._wanted
         )
+
+    def complete(self) -> bool:
+        """Whether everything that is captured or kept was tapped already."""
+        return self._wanted <= self._seen
+
+    def begin(self, x: Tensor, layer: LayerIndex) -> Tensor:
+        """Begins the graph at the residual stream that enters a layer, if it begins there.
+
+        Nothing before the first tensor whose gradient is captured needs a graph. None is the
+        embedding, before it is tapped.
+        """
+        if self.backward and not x.requires_grad and self._begins_at(layer):
+            x.requires_grad_()
+        return x
+
+    def _begins_at(self, layer: LayerIndex) -> bool:
+        for target in self._captures:
+            if target.pass_type is PassType.BACKWARD:
+                if target.location is ActivationLocationType.RESID_POST_EMBEDDING:
+                    return True
+                if layer is not None and (target.layer is None or target.layer <= layer):
+                    return True
+        return False
 
     def __call__(
-        self, tensor: Tensor, location: ActivationLocationType, layer: LayerIndex = None
+        self,
+        tensor: Tensor,
+        location: ActivationLocationType,
+        layer: LayerIndex = None,
+        slices: Mapping[int, slice] | None = None,
     ) -> Tensor:
-        """The tensor that the forward pass must go on with."""
+        """The tensor that the forward pass must go on with.
+
+        Its first axis is that of the packing, or `slices` says where each row stands on it.
+        """
         if (location, layer) not in self._touched:
             return tensor
+        return self._tap(_Part(tensor, self._slices if slices is None else slices), location, layer)
+
+    def pairs(
+        self, tensor: Tensor, location: ActivationLocationType, layer: LayerIndex, group: Group
+    ) -> Tensor:
+        """The same for what stands between two tokens: (B, H, T, S) for a group of rows."""
+        if (location, layer) not in self._touched:
+            return tensor
+        places = {row: slice(place, place + 1) for place, row in enumerate(group.rows)}
+        return self._tap(_Part(tensor, places, pairs=True), location, layer)
+
+    def _tap(self, part: _Part, location: ActivationLocationType, layer: LayerIndex) -> Tensor:
+        place = (location, layer)
+        self._seen.add(place)
         forward = RawTensorId(location, layer, PassType.FORWARD)
         backward = RawTensorId(location, layer, PassType.BACKWARD)
-        for overwrite in self._overwrites.get(forward, ()):
-            tensor = overwrite.applied_to(tensor)
-        if self.backward and tensor.requires_grad:
-            for overwrite in self._overwrites.get(backward, ()):
-                tensor.register_hook(overwrite.applied_to)  # type: ignore[no-untyped-call]
-            if backward in self._captures:
-                self._inputs[backward] = tensor
+        part = part.with_tensor(_overwritten(part, self._overwrites.get(forward, {})))
+        tensor = part.tensor
+        if tensor.requires_grad:
+            _overwrite_gradient(part, self._overwrites.get(backward, {}))
+        if self.backward and backward in self._captures:
+            self._inputs.setdefault(place, []).append(part)
         if forward in self._captures:
-            self._forward[forward] = tensor.detach()
+            self._forward.setdefault(place, []).append(part.with_tensor(tensor.detach()))
+        if place in self._kept:
+            self._residuals[place] = part
         return tensor
 
-    def activations(self) -> Mapping[RawTensorId, Tensor]:
-        """What was captured of the forward pass."""
-        return self._forward
+    def residuals(self, row: int) -> list[Tensor]:
+        """The places of the residual stream (T, D) that a row keeps, with their graph."""
+        return [self._residuals[place].row(row) for place in self.rows[row].residuals]
 
-    def gradients(self, loss: Tensor) -> Mapping[RawTensorId, Tensor]:
-        """The captured gradients of a scalar; zero where it does not depend on the tensor.
+    def differentiate(self, scalars: Sequence[Tensor]) -> None:
+        """Runs the backward pass of the rows' scalars; each row gets the gradients of its own.
 
+        Rows don't depend on each other, so that the gradient of the sum is every row's gradient.
         Weights take no part: only activations are differentiated, and nothing is left behind.
         """
-        if not self._inputs:
-            return {}
-        gradients = torch.autograd.grad(
-            loss, list(self._inputs.values()), allow_unused=True, materialize_grads=True
-        )
+        inputs = {
+            id(part.tensor): part.tensor
+            for parts in self._inputs.values()
+            for part in parts
+            if part.tensor.requires_grad
+        }
+        outputs = [scalar for scalar in scalars if scalar.requires_grad]
+        found: dict[int, Tensor] = {}
+        if inputs and outputs:
+            gradients = torch.autograd.grad(
+                outputs, list(inputs.values()), allow_unused=True, materialize_grads=True
+            )
+            found = dict(zip(inputs, gradients, strict=True))
+        for (location, layer), parts in self._inputs.items():
+            overwrites = self._overwrites.get(RawTensorId(location, layer, PassType.BACKWARD), {})
+            gradients_here = []
+            for part in parts:
+                gradient = found.get(id(part.tensor))
+                if gradient is None:
+                    gradient = torch.zeros_like(part.tensor)
+                # autograd hands out the gradient as it was before the hooks of a tensor ran.
+                overwritten = _overwritten(part.with_tensor(gradient), overwrites)
+                gradients_here.append(part.with_tensor(overwritten))
+            self._gradients[location, layer] = gradients_here
+        self._inputs.clear()
+        self._residuals.clear()
+
+    def row(self, index: int) -> dict[RawTensorId, Tensor]:
+        """What was captured of a row, in the shapes of one sequence.
+
+        Tensors are views of those of the whole batch.
+        """
         captured: dict[RawTensorId, Tensor] = {}
-        for target, gradient in zip(self._inputs, gradients, strict=True):
-            # autograd hands out the gradient as it was before the hooks of a non-leaf tensor ran.
-            for overwrite in self._overwrites.get(target, ()):
-                gradient = overwrite.applied_to(gradient)
-            captured[target] = gradient
+        for target in self.rows[index].captures:
+            stored = self._forward if target.pass_type is PassType.FORWARD else self._gradients
+            for part in stored.get(target.place, ()):
+                if index in part.slices:
+                    captured[target] = part.row(index)
         return captured
