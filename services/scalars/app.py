@@ -28,7 +28,7 @@ async def scalar_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
         raise ConfigurationError("model", "is missing; derived scalars need a subject model")
 
     def load() -> tuple[Subject, frozenset[str], tuple[AutoencoderInfo, ...]]:
-        subject = load_subject(model.name, model.path, model.device)
+        subject = load_subject(model.name, model.path, model.device, model.dtype)
         # Decoded once here, lest the first request wait for it.
         subject.tokenizer.longest_token  # noqa: B018
         autoencoders = read_autoencoders(model.autoencoders, subject.model.shape)

@@ -22,7 +22,7 @@ from services.scalars.model.locations import (
 )
 from services.scalars.selections import ComponentSpec, DimensionRange, Selection
 from services.scalars.top_nodes import ScalarGroup, TopNodesSpec
-from shared.errors import InvalidArgument, Unimplemented
+from shared.errors import Unimplemented
 
 
 def inference_spec(message: scalars.InferenceSpec, field: str = "inference") -> InferenceSpec:
@@ -30,17 +30,13 @@ def inference_spec(message: scalars.InferenceSpec, field: str = "inference") -> 
     for name in ("trace", "within_layer_gradient_index"):
         if message.HasField(name):
             raise Unimplemented(f"{name} is not served yet", field=f"{field}.{name}")
-    if message.prepend_beginning_token:
-        raise InvalidArgument(
-            "the model's family needs no beginning token; write one into the prompt to have it",
-            field=f"{field}.prepend_beginning_token",
-        )
     return InferenceSpec(
         prompt=message.prompt,
         ablations=tuple(
             AblationSpec(activation_index(each.index), each.value) for each in message.ablations
         ),
         loss=_loss(message.loss) if message.HasField("loss") else None,
+        prepend_beginning_token=message.prepend_beginning_token,
     )
 
 

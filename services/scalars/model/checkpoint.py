@@ -107,7 +107,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype = torch.float32) -> Che
     directory = Path(path)
     if not directory.is_dir():
         raise _fault(f"{directory} is not a directory with a model in Hugging Face layout")
-    config = _read_object(directory / "config.json")
+    config = read_object(directory / "config.json")
     files: dict[str, Path] = {}
     for file in _weight_files(directory):
         with _opened(file) as opened:
@@ -121,7 +121,7 @@ def _weight_files(directory: Path) -> list[Path]:
     index_file = directory / _INDEX_FILE
     if not index_file.is_file():
         raise _fault(f"{directory} has neither {_SINGLE_FILE} nor {_INDEX_FILE}")
-    weight_map = _read_object(index_file).get("weight_map")
+    weight_map = read_object(index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _fault(f"{_INDEX_FILE}: weight_map is missing or empty")
     names = sorted({str(name) for name in weight_map.values()})
@@ -142,7 +142,8 @@ def _opened(file: Path) -> Iterator[Any]:
         raise _fault(f"{file} can't be read as safetensors: {error}") from error
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object from a file of the model directory; ConfigurationError where it isn't one."""
     try:
         content = msgspec.json.decode(file.read_bytes())
     except FileNotFoundError as error:
