@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 import grpc
 import grpc.aio
@@ -24,6 +24,7 @@ from services.gateway.errors import (
     from_service_error,
     internal_error,
 )
+from services.gateway.paths import FieldPath, json_path
 from shared.rpc.channel import open_service_channel
 from shared.rpc.context import REQUEST_ID_KEY, request_id, seconds_left
 from shared.settings import Deployment
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from neuropil.records.v1.records_service_pb2_grpc import RecordReaderAsyncStub
     from neuropil.scalars.v1.scalars_service_pb2_grpc import DerivedScalarsAsyncStub
     from neuropil.simulation.v1.simulation_service_pb2_grpc import SimulationAsyncStub
+
+_Value = TypeVar("_Value")
+_Other = TypeVar("_Other")
 
 _HEALTH_SECONDS = 2.0
 
@@ -121,20 +125,37 @@ def carried() -> Carried:
 
 
 @asynccontextmanager
-async def calling(
-    service: str, prefix: str = "", groups: Sequence[str] = ()
-) -> AsyncIterator[None]:
+async def calling(service: str, path: FieldPath = json_path) -> AsyncIterator[None]:
     """Answer a failed call of `service` inside the block with the failure that the client sees.
 
-    `prefix` is the path of the part of the body that the call was made from, `groups` the names of
-    the groups in it.
+    `path` gives a field of the contract as the client wrote it.
     """
     try:
         yield
     except grpc.RpcError as error:
         failure = from_rpc_error(error)
-        answer = from_service_error(failure, service, prefix, groups)
+        answer = from_service_error(failure, service, path)
         if answer is None:
             _log.error("service_failed", to=service, code=failure.code, detail=failure.message)
             answer = internal_error()
         raise answer from error
+
+
+@overload
+async def all_of(
+    first: Awaitable[_Value], second: Awaitable[_Other], /
+) -> tuple[_Value, _Other]: ...
+
+
+@overload
+async def all_of(*awaited: Awaitable[_Value]) -> tuple[_Value, ...]: ...
+
+
+async def all_of(*awaited: Awaitable[Any]) -> tuple[Any, ...]:
+    """Wait for calls side by side; the first failure ends the others."""
+    tasks = [asyncio.ensure_future(each) for each in awaited]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from services.gateway.bodies import Replay, received, whole
 from services.gateway.gateway import Gateway
-from services.gateway.requests import NodeIdAndDatasets
+from services.gateway.requests.components import NodeIdAndDatasets
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

@@ -119,8 +119,8 @@ def _token_sequences(sequences: common.TokenSequences) -> Iterator[bytes]:
         last = min(first + _PIECE_SIZE, len(tokens))
         parts = [b',"normalizedScalar":'] * (4 * (last - first))
         parts[0::4] = map(_OPENINGS[b'"scalar":'].__getitem__, tokens[first:last])
-        parts[1::4] = _numbers(scalars[first:last])
-        parts[3::4] = _numbers(normalized[first:last])
+        parts[1::4] = numbers(scalars[first:last])
+        parts[3::4] = numbers(normalized[first:last])
         while position < last:
             opening = 4 * (position - first)
             parts[opening] = bracket_text + parts[opening][len(_BETWEEN) :]
@@ -189,23 +189,25 @@ class TokenPairRows:
         starts, ends = self._starts[part], self._ends[part]
         pairs = slice(int(starts[0]), int(ends[-1]))
         starts, ends = starts - pairs.start, ends - pairs.start
-        return _objects(
+        return objects(
             self._tokens[part],
             _PAIR_KEYS,
             [
                 _numbers_by_row(self._scalars[pairs], starts, ends),
                 _numbers_by_row(self._normalized[pairs], starts, ends),
-                *(_numbers(column[part]) for column in self._summaries),
+                *(numbers(column[part]) for column in self._summaries),
             ],
         )
 
 
-def _objects(tokens: list[str], keys: Sequence[bytes], columns: Sequence[Sequence[bytes]]) -> bytes:
-    """The objects of some tokens, without the brackets of their array; there is at least one.
+def objects(tokens: list[str], keys: Sequence[bytes], columns: Sequence[Sequence[bytes]]) -> bytes:
+    """The objects of some tokens, without the brackets of their array.
 
     `keys`: what stands before the values of each column, from the second on with a comma and
     all but punctuation of arrays. `columns`: the values of each key as JSON, one a token.
     """
+    if not tokens:
+        return b""
     step = 2 * len(keys)
     parts = [b""] * (step * len(tokens))
     parts[0::step] = map(_OPENINGS[keys[0]].__getitem__, tokens)
@@ -259,7 +261,7 @@ class _Openings(dict[str, bytes]):
 _OPENINGS = {key: _Openings(key) for key in (b'"scalar":', _PAIR_KEYS[0])}
 
 
-def _numbers(values: NDArray[Any]) -> list[bytes]:
+def numbers(values: NDArray[Any]) -> list[bytes]:
     """Each of at least one value as JSON."""
     return encode(values)[1:-1].split(b",")
 

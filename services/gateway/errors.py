@@ -7,7 +7,6 @@ writes it in JSON; what a program may act on (datasets tried, the file at fault)
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from neuropil.errors import NeuropilError as ClientError
-from services.gateway.requests import IMPOSSIBLE
+from services.gateway.paths import FieldPath, json_path
+from services.gateway.requests.fields import IMPOSSIBLE
 from shared.errors import NeuropilError
 from shared.rpc.interceptors.errors import INTERNAL_TEXT
 
@@ -54,33 +54,6 @@ _REASON_BY_STATUS = {
     405: "METHOD_NOT_ALLOWED",
     413: "REQUEST_TOO_LARGE",
 }
-
-# Steps of a field's path in the contract that JSON has not: `spec` is the route's own part of the
-# body, which the prefix names.
-_LEFT_OUT = frozenset({"component", "components", "recorded_component", "spec"})
-# Lists that JSON has in the place of the message that they are in.
-_UNWRAPPED = frozenset({"derived_scalar_types"})
-# Steps that JSON spells otherwise than the contract, but for the case.
-_JSON_STEPS = {
-    "explanation_datasets.paths": "explanationDatasets",
-    "component_index": "activationIndex",
-    "derived_scalar_type": "dst",
-    "inference": "inferenceRequestSpec",
-    "ablations": "ablationSpecs",
-    "location_type": "activationLocationType",
-    "loss": "lossFnConfig",
-    "loss.kind": "lossFnConfig.name",
-    "trace": "traceConfig",
-    "downstream": "downstreamTraceConfig",
-    "side": "preOrPostAct",
-    "within_layer_gradient_index": "activationIndexForWithinLayerGrad",
-    "top_token_count": "numTopTokens",
-    "top_and_bottom_count": "topAndBottomK",
-    "sum_dimensions.dimensions": "dimensionsToKeepForIntermediateSum",
-    "exclude_bottom": "excludeBottomK",
-    "groups": "dstListByGroupId",
-}
-_STEP = re.compile(r"([^.\[]+)((?:\[[^\]]*\])*)")
 
 
 class GatewayError(Exception):
@@ -132,12 +105,11 @@ def internal_error() -> GatewayError:
 
 
 def from_service_error(
-    error: ClientError, service: str, prefix: str = "", groups: Sequence[str] = ()
+    error: ClientError, service: str, path: FieldPath = json_path
 ) -> GatewayError | None:
     """The answer for a call of `service` that failed; None where it is a defect.
 
-    `prefix` is the path of the part of the body that the call was made from, `groups` the names of
-    the groups in it, which the contract numbers.
+    `path` gives a field of the contract as the client wrote it.
     """
     status = STATUS_BY_CODE.get(error.code)
     if status is None:
@@ -145,7 +117,7 @@ def from_service_error(
     metadata = dict(error.metadata)
     # Where stored data is at fault, the field is one of the file's and not of the request's.
     file_field = metadata.pop("field", "")
-    field = json_path(error.field, prefix, groups) if error.field else file_field
+    field = path(error.field) if error.field else file_field
     message, reason = error.message, error.reason
     if error.field:
         message = message.replace(error.field, field)
@@ -248,31 +220,3 @@ def _location_path(location: Sequence[int | str]) -> str:
 def _clean(text: str) -> str:
     # A key of the body may hold half a character, which no answer can.
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def json_path(path: str, prefix: str = "", groups: Sequence[str] = ()) -> str:
-    """A field of the contract as the client wrote it.
-
-    `inference.ablations[0].index.tensor_indices[1].index` is
-    `inferenceRequestSpec.ablationSpecs[0].index.tensorIndices[1]` in JSON.
-    """
-    steps: list[str] = [prefix] if prefix else []
-    parts = _STEP.findall(path)
-    while parts:
-        name, subscripts = parts.pop(0)
-        pair = f"{name}.{parts[0][0]}" if parts else ""
-        if pair in _JSON_STEPS:
-            name, subscripts = pair, parts.pop(0)[1]
-        if name == "groups" and subscripts and int(subscripts[1:-1]) < len(groups):
-            steps += ["dstListByGroupId", groups[int(subscripts[1:-1])]]
-        elif name in _UNWRAPPED and steps:
-            steps[-1] += subscripts
-        elif name == "index" and steps and steps[-1].startswith("tensorIndices["):
-            # An index is a message in the contract and a bare number in JSON.
-            continue
-        elif name not in _LEFT_OUT:
-            steps.append((_JSON_STEPS.get(name) or to_camel(name)) + subscripts)
-    if prefix and steps[1:2] == ["inferenceRequestSpec"]:
-        # What to run stands beside the route's own part, not in it.
-        steps = steps[1:]
-    return ".".join(steps)

@@ -8,15 +8,17 @@ from neuropil import names
 from neuropil.common import v1 as common
 from neuropil.scalars import v1
 from services.gateway.names import ATTENTION_TRACES, FOREIGN_DIMENSIONS, NONLINEARITY_SIDES
-from services.gateway.requests import (
-    DEFAULT_SUM_DIMENSIONS,
-    DerivedAttentionScalarsRequestSpec,
-    DerivedScalarsRequestSpec,
+from services.gateway.requests.inference import (
     InferenceRequestSpec,
     LossFnConfig,
     MirroredActivationIndex,
     MirroredNodeIndex,
     MirroredTraceConfig,
+)
+from services.gateway.requests.specs import (
+    DEFAULT_SUM_DIMENSIONS,
+    DerivedAttentionScalarsRequestSpec,
+    DerivedScalarsRequestSpec,
     MultipleTopKDerivedScalarsRequestSpec,
 )
 from shared.errors import InvalidArgument

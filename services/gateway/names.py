@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     class AttentionTraceType(StrEnum):
         """For example ``QK``."""
 
+    class TokenScoringType(StrEnum):
+        """For example ``upvoted_output_tokens``."""
+
     class PreOrPostAct(StrEnum):
         """``pre`` or ``post``."""
 
@@ -66,6 +69,7 @@ else:
     LossFnName = StrEnum("LossFnName", _members(names.LOSS_KINDS))
     GroupId = StrEnum("GroupId", _members(names.GROUP_IDS))
     AttentionTraceType = StrEnum("AttentionTraceType", _members(ATTENTION_TRACES))
+    TokenScoringType = StrEnum("TokenScoringType", _members(names.TOKEN_SCORINGS))
     PreOrPostAct = StrEnum("PreOrPostAct", _members(NONLINEARITY_SIDES))
     ActivationLocationType = StrEnum(
         "ActivationLocationType", _members(names.ACTIVATION_LOCATION_TYPES)

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from neuropil.common import v1 as common
 from services.gateway.errors import from_validation_error
-from services.gateway.requests import (
-    Body,
+from services.gateway.requests.components import (
     ComponentId,
     ExistingExplanationsRequest,
     NodeIdAndDatasets,
     ScoreRequest,
 )
+from services.gateway.requests.fields import Body
 from services.gateway.routes.read import component_message
 
 BODIES: list[type[ComponentId]] = [NodeIdAndDatasets, ExistingExplanationsRequest, ScoreRequest]

@@ -17,12 +17,12 @@ from neuropil.names import DERIVED_SCALAR_TYPES, GROUP_IDS, NODE_TYPES, PASS_TYP
 from neuropil.records import v1 as records
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_tensor
-from services.gateway.derived_encoding import derived_scalars_pieces, top_nodes_pieces
 from services.gateway.encoding import (
     Assembler,
     token_pair_record_pieces,
     token_record_pieces,
 )
+from services.gateway.inference_encoding import derived_scalars_answer, top_nodes_answer
 
 SUMMARIES = ("total_in", "max_in", "total_out", "max_out")
 
@@ -254,7 +254,7 @@ def derived(values: list[float]) -> scalars.DeriveComponentResponse:
 
 
 def test_a_components_scalars() -> None:
-    answer = decoded(derived_scalars_pieces(derived([-1.0, 2.0]), None))
+    answer = decoded(derived_scalars_answer(derived([-1.0, 2.0]), None))
     assert answer == {
         "inferenceAndTokenData": {
             "inferenceTime": 0.5,
@@ -301,7 +301,7 @@ def test_a_components_scalars() -> None:
 def test_scalars_are_normalised_by_a_records_maximum(
     values: list[float], maximum: float, expected: list[float | None]
 ) -> None:
-    answer = decoded(derived_scalars_pieces(derived(values), maximum))
+    answer = decoded(derived_scalars_answer(derived(values), maximum))
     assert answer["derivedScalarsResponseData"]["normalizedActivations"] == expected
 
 
@@ -322,7 +322,7 @@ def test_top_nodes_with_the_last_token_and_sums_of_every_dimension() -> None:
             vocabulary_tokens=["x", "y", "z"],
         )
     )
-    data = decoded(top_nodes_pieces(message))["multipleTopKDerivedScalarsResponseData"]
+    data = decoded(top_nodes_answer(message))["multipleTopKDerivedScalarsResponseData"]
     assert [node["tensorIndices"] for node in data["nodeIndices"]] == [[-1, 7], [2, -1, 4], [5]]
     assert data["activationsByGroupId"] == {"write_norm": [0.0, 1.0, 2.0]}
     assert data["vocabTokenStringsForIndices"] == ["x", "y", "z"]

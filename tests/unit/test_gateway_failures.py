@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from neuropil.errors import NeuropilError
-from services.gateway.errors import from_service_error, json_path
+from services.gateway.errors import from_service_error
+from services.gateway.paths import json_path
 
 SPEC = "derivedScalarsRequestSpec"
 

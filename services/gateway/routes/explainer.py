@@ -11,8 +11,9 @@ from neuropil.simulation import v1
 from services.gateway.backends import calling
 from services.gateway.errors import internal_error
 from services.gateway.gateway import TheGateway, json_answer
-from services.gateway.requests import ScoreRequest
-from services.gateway.responses import PROBLEMS, ScoreResult
+from services.gateway.requests.components import ScoreRequest
+from services.gateway.responses.common import PROBLEMS
+from services.gateway.responses.records import ScoreResult
 from services.gateway.routes.read import component_message
 from shared.errors import InvalidArgument
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from shared.errors import Unimplemented
 
-LATER_PATHS = ("/explain", "/batched", "/batched_tdb")
+LATER_PATHS = ("/explain",)
 
 router = APIRouter(include_in_schema=False)
 

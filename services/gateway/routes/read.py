@@ -14,9 +14,13 @@ from neuropil.records import v1
 from services.gateway.backends import calling, carried
 from services.gateway.encoding import token_pair_record_pieces, token_record_pieces
 from services.gateway.gateway import TheGateway, json_answer
-from services.gateway.requests import ComponentId, ExistingExplanationsRequest, NodeIdAndDatasets
-from services.gateway.responses import (
-    PROBLEMS,
+from services.gateway.requests.components import (
+    ComponentId,
+    ExistingExplanationsRequest,
+    NodeIdAndDatasets,
+)
+from services.gateway.responses.common import PROBLEMS
+from services.gateway.responses.records import (
     AttentionHeadRecordResponse,
     AttributedScoredExplanation,
     NeuronDatasetMetadata,

@@ -14,8 +14,8 @@ from neuropil.common.v1.component_pb2 import (
     PassType,
 )
 from neuropil.common.v1.derived_scalar_type_pb2 import DerivedScalarType
-from neuropil.scalars.v1.inference_pb2 import LossKind
-from neuropil.scalars.v1.scalars_service_pb2 import GroupId
+from neuropil.scalars.v1.inference_pb2 import AttentionTraceType, LossKind, NonlinearitySide
+from neuropil.scalars.v1.scalars_service_pb2 import GroupId, ScalarRequirement, TokenScoring
 from neuropil.simulation.v1.simulation_pb2 import ActivationScale, CalibrationKind
 
 _DOTTED = (
@@ -102,6 +102,14 @@ LOSS_KINDS = EnumNames(LossKind, "LOSS_KIND_", "loss")
 """``logit_diff``, ``logit_minus_mean``, ``probs``, ``zero``."""
 GROUP_IDS = EnumNames(GroupId, "GROUP_ID_", "group")
 """For example ``write_norm``."""
+ATTENTION_TRACE_TYPES = EnumNames(AttentionTraceType, "ATTENTION_TRACE_TYPE_", "trace of a head")
+"""``q``, ``k``, ``qk``, ``v``."""
+NONLINEARITY_SIDES = EnumNames(NonlinearitySide, "NONLINEARITY_SIDE_", "side of a nonlinearity")
+"""``pre_act`` and ``post_act``."""
+TOKEN_SCORINGS = EnumNames(TokenScoring, "TOKEN_SCORING_", "token scoring")
+"""For example ``upvoted_output_tokens``."""
+SCALAR_REQUIREMENTS = EnumNames(ScalarRequirement, "SCALAR_REQUIREMENT_", "requirement")
+"""For example ``gradient``."""
 CALIBRATION_KINDS = EnumNames(CalibrationKind, "CALIBRATION_KIND_", "calibration kind")
 """``none``, ``linear``, ``percentile``, ``isotonic``."""
 ACTIVATION_SCALES = EnumNames(ActivationScale, "ACTIVATION_SCALE_", "activation scale")

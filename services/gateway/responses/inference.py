@@ -1,43 +1,12 @@
-"""Answers as the OpenAPI document describes them.
-
-Nothing makes objects of these classes: answers are built from arrays (`services.gateway.encoding`).
-"""
+"""Answers of the routes that run the model, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
-from pydantic.alias_generators import to_camel
 
 from services.gateway.names import GroupId
-from services.gateway.requests import MirroredNodeIndex
-
-
-class Answer(BaseModel):
-    """What all answers have in common."""
-
-    model_config = ConfigDict(alias_generator=to_camel, serialize_by_alias=True)
-
-
-class Problem(Answer):
-    """Body of an error."""
-
-    message: str
-    code: str
-    reason: str
-    field: str
-
-
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The request can't be right; `field` says where"},
-    404: {"model": Problem, "description": "What was named does not exist"},
-    502: {"model": Problem, "description": "Stored data can't be read"},
-    503: {"model": Problem, "description": "A service, or the model, is not there"},
-    504: {"model": Problem, "description": "The request's time is over"},
-}
-"""Errors of the routes that call a service."""
+from services.gateway.requests.inference import MirroredNodeIndex
+from services.gateway.responses.common import Answer, TokenAndAttentionScalars, TokenAndScalar
 
 
 class ProcessingResponseDataType(StrEnum):
@@ -57,87 +26,6 @@ class TensorType(StrEnum):
     TENSOR_1D = "tensor_1d"
     TENSOR_2D = "tensor_2d"
     TENSOR_3D = "tensor_3d"
-
-
-class TokenAndScalar(Answer):
-    """A token with its value; null where the value is not finite."""
-
-    token: str
-    scalar: float
-    normalized_scalar: float
-
-
-class Moments(Answer):
-    """Moments of a component's activations over the corpus."""
-
-    mean: float | None = None
-    variance: float | None = None
-    skewness: float | None = None
-    kurtosis: float | None = None
-
-
-class NeuronRecordResponse(Answer):
-    """A record by token; the last three only if they were asked for."""
-
-    dataset: str
-    max_activation: float
-    top_activations: list[list[TokenAndScalar]]
-    random_sample: list[list[TokenAndScalar]]
-    quantile_samples: list[list[list[TokenAndScalar]]] | None = None
-    quantile_boundaries: list[float] | None = None
-    moments: Moments | None = None
-
-
-class TokenAndAttentionScalars(Answer):
-    """An attending token with its row, and sums and maxima of its row and column."""
-
-    token: str
-    scalars: list[float]
-    normalized_scalars: list[float]
-    total_scalar_in: float
-    normalized_total_scalar_in: float
-    max_scalar_in: float
-    normalized_max_scalar_in: float
-    total_scalar_out: float
-    normalized_total_scalar_out: float
-    max_scalar_out: float
-    normalized_max_scalar_out: float
-
-
-class AttentionHeadRecordResponse(Answer):
-    """A record by token pair; the last three only if they were asked for."""
-
-    dataset: str
-    max_attention_activation: float
-    most_positive_token_sequences: list[list[TokenAndAttentionScalars]]
-    random_token_sequences: list[list[TokenAndAttentionScalars]]
-    quantile_samples: list[list[list[TokenAndAttentionScalars]]] | None = None
-    quantile_boundaries: list[float] | None = None
-    moments: Moments | None = None
-
-
-class AttributedScoredExplanation(Answer):
-    """An explanation, its score, and the dataset that it is from."""
-
-    explanation: str
-    score: float | None = None
-    dataset_name: str
-
-
-class NeuronDatasetMetadata(Answer):
-    """A dataset of records."""
-
-    short_name: str
-    derived_scalar_type: str
-    user_visible_name: str
-    neuron_dataset_path: str
-
-
-class ScoreResult(Answer):
-    """The score, null where it is undefined, and the dataset that the record was in."""
-
-    score: float
-    dataset_path: str
 
 
 class ModelInfoResponse(Answer):

@@ -1,0 +1,1 @@
+"""Bodies that clients send, a module a family of routes."""
