@@ -24,6 +24,10 @@ class ScalarRequirement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCALAR_REQUIREMENT_TRACE: _ClassVar[ScalarRequirement]
     SCALAR_REQUIREMENT_NODE_INDEX: _ClassVar[ScalarRequirement]
     SCALAR_REQUIREMENT_ACTIVATION_INDEX: _ClassVar[ScalarRequirement]
+    SCALAR_REQUIREMENT_NEURON_AUTOENCODER: _ClassVar[ScalarRequirement]
+    SCALAR_REQUIREMENT_MLP_OUTPUT_AUTOENCODER: _ClassVar[ScalarRequirement]
+    SCALAR_REQUIREMENT_BLOCK_OUTPUT_AUTOENCODER: _ClassVar[ScalarRequirement]
+    SCALAR_REQUIREMENT_WITHIN_LAYER_GRADIENT_INDEX: _ClassVar[ScalarRequirement]
 
 class AttentionPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -63,6 +67,10 @@ SCALAR_REQUIREMENT_ATTENTION_AUTOENCODER: ScalarRequirement
 SCALAR_REQUIREMENT_TRACE: ScalarRequirement
 SCALAR_REQUIREMENT_NODE_INDEX: ScalarRequirement
 SCALAR_REQUIREMENT_ACTIVATION_INDEX: ScalarRequirement
+SCALAR_REQUIREMENT_NEURON_AUTOENCODER: ScalarRequirement
+SCALAR_REQUIREMENT_MLP_OUTPUT_AUTOENCODER: ScalarRequirement
+SCALAR_REQUIREMENT_BLOCK_OUTPUT_AUTOENCODER: ScalarRequirement
+SCALAR_REQUIREMENT_WITHIN_LAYER_GRADIENT_INDEX: ScalarRequirement
 ATTENTION_PART_UNSPECIFIED: AttentionPart
 ATTENTION_PART_QUERY: AttentionPart
 ATTENTION_PART_KEY: AttentionPart
