@@ -40,6 +40,10 @@ class Requirement(StrEnum):
     TRACE = "a trace"
     NODE_INDEX = "a node index"
     ACTIVATION_INDEX = "an activation index"
+    NEURON_AUTOENCODER = "an autoencoder on the MLP's neurons"
+    MLP_OUTPUT_AUTOENCODER = "an autoencoder on the MLP's output"
+    BLOCK_OUTPUT_AUTOENCODER = "an autoencoder on the output of attention or of the MLP"
+    WITHIN_LAYER_LATENT = "the within-layer gradient index of one of its latents"
 
 
 Make = Callable[["Derivers"], ScalarDeriver]
