@@ -88,6 +88,10 @@ bench: setup ## Measure speed as ratios within one run
 bench-records: setup ## Measure reads of records against their targets
 	$(BIN)/python -m tests.load.bench records redis-client gateway
 
+.PHONY: bench-scalars
+bench-scalars: setup ## Measure derived scalars against the bare model on a CPU
+	$(BIN)/python -m tests.load.scalars_bench
+
 .PHONY: bench-search
 bench-search: setup ## Measure searches over 10,000 and 100,000 explanations
 	$(BIN)/python -m tests.load.search_bench

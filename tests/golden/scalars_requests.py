@@ -28,6 +28,12 @@ ATTENTION_TRACES = {
     "QK": scalars.ATTENTION_TRACE_TYPE_QK,
     "V": scalars.ATTENTION_TRACE_TYPE_V,
 }
+ATTENTION_PARTS = {
+    None: scalars.ATTENTION_PART_UNSPECIFIED,
+    "attn.q": scalars.ATTENTION_PART_QUERY,
+    "attn.k": scalars.ATTENTION_PART_KEY,
+    "attn.v": scalars.ATTENTION_PART_VALUE,
+}
 
 
 def autoencoder_files(config: Config) -> tuple[str, ...]:
@@ -164,6 +170,11 @@ def _selection(
     node = derivation.get("node_index_for_attribution")
     if node is not None:
         selection.node_index.CopyFrom(node_index(node))
+        selection.attention_part = ATTENTION_PARTS[node.get("q_k_or_v")]
+    if dst.endswith("_attribution"):
+        selection.detach_layer_norm_scale = bool(
+            derivation.get("detach_layer_norm_scale_for_attribution")
+        )
     activation = derivation.get("activation_index_for_fake_grad")
     if activation is not None:
         selection.activation_index.CopyFrom(activation_index(activation))
