@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
+from neuropil.channel import MEBIBYTE
+from services.scalars.autoencoders.loading import load_autoencoders
+from services.scalars.batching import BatchLimits
 from services.scalars.data_plane import DataPlane
 from services.scalars.engine import Engine
-from services.scalars.model.autoencoders import AutoencoderInfo, read_autoencoders
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.service import SERVICE, DerivedScalarsService
 from services.scalars.top_tokens import read_excluded_tokens
@@ -27,17 +30,29 @@ async def scalar_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
     if model is None:
         raise ConfigurationError("model", "is missing; derived scalars need a subject model")
 
-    def load() -> tuple[Subject, frozenset[str], tuple[AutoencoderInfo, ...]]:
+    def load() -> tuple[Subject, frozenset[str]]:
         subject = load_subject(model.name, model.path, model.device, model.dtype)
         # Decoded once here, lest the first request wait for it.
         subject.tokenizer.longest_token  # noqa: B018
-        autoencoders = read_autoencoders(model.autoencoders, subject.model.shape)
-        return subject, read_excluded_tokens(model.excluded_tokens), autoencoders
+        autoencoders = load_autoencoders(model.autoencoders, subject.model, subject.tokenizer)
+        subject = replace(subject, autoencoders=autoencoders)
+        return subject, read_excluded_tokens(model.excluded_tokens)
 
-    subject, excluded, autoencoders = await asyncio.to_thread(load)
-    engine = Engine(subject.model, queue_limit=deployment.limits.queue)
+    subject, excluded = await asyncio.to_thread(load)
+    engine = Engine(
+        subject.model,
+        subject.autoencoders,
+        queue_limit=model.batching.queue,
+        batches=BatchLimits(
+            rows=model.batching.rows,
+            tokens=model.batching.tokens,
+            n_bytes=model.batching.megabytes * MEBIBYTE,
+            window_seconds=model.batching.window_milliseconds / 1000,
+        ),
+        reuse_bytes=model.reuse_megabytes * MEBIBYTE,
+    )
     try:
         data_plane = DataPlane(subject, engine, excluded)
-        yield [RpcService(SERVICE, DerivedScalarsService(data_plane, autoencoders))]
+        yield [RpcService(SERVICE, DerivedScalarsService(data_plane))]
     finally:
         await asyncio.to_thread(engine.close)

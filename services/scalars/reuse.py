@@ -140,16 +140,22 @@ class RunCache:
         """What all runs and their memos take."""
         return self._n_bytes
 
+    def holds(self, key: RunKey, captures: Collection[RawTensorId]) -> bool:
+        """Whether there is a run of the key with these captures."""
+        with self._lock:
+            kept = self._kept.get(key)
+            return kept is not None and all(target in kept.tensors for target in captures)
+
     def get(self, key: RunKey, captures: Collection[RawTensorId]) -> RunResult | None:
         """The run of a key if it holds these captures, with nothing derived from it yet."""
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is None or any(target not in kept.tensors for target in captures):
+            if not self.holds(key, captures):
                 REUSE.labels("miss").inc()
                 return None
+            kept = self._kept[key]
             self._kept.move_to_end(key)
         REUSE.labels("hit").inc()
-        return _fresh(kept.result)
+        return unshared(kept.result)
 
     def keep(self, key: RunKey, result: RunResult) -> RunResult:
         """Keeps a run; gives it as it is to be derived from, with the memo of its key.
@@ -182,7 +188,7 @@ class RunCache:
             self._kept[key] = kept
             self._kept.move_to_end(key)
             self._shrink_to(self._limit_bytes)
-        return _fresh(kept.result)
+        return unshared(kept.result)
 
     def release(self, n_bytes: int) -> int:
         """Forgets runs until `n_bytes` are freed or none is left; gives the bytes freed."""
@@ -214,7 +220,7 @@ class RunCache:
             self._n_bytes -= dropped.tensor_bytes + dropped.memo_bytes
 
 
-def _fresh(result: RunResult) -> RunResult:
+def unshared(result: RunResult) -> RunResult:
     """The run with a store of its own, so that what a request derives ends with the request."""
     store = result.raw_store
     return replace(result, raw_store=RawActivationStore(store.tensors, store.n_layers))

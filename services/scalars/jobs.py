@@ -1,0 +1,93 @@
+"""What callers ask of a device, and how they wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from services.scalars.inference import PreparedInference, RunResult
+from services.scalars.model.taps import RawTensorId
+from services.scalars.reuse import RunKey
+
+Result = TypeVar("Result")
+Check = Callable[[], None]
+
+
+class Abandoned(Exception):
+    """Nobody waits for a job's result any more."""
+
+
+@dataclass
+class Job(Generic[Result]):
+    """A run, and what to make of it.
+
+    `derive` gets the run's result, and a function to call now and then, which raises once nobody
+    waits any more. It must answer nothing that lives on the device, and may be called a second
+    time where memory was too little. `extra_bytes` is the memory that it takes, besides that of
+    the run.
+    """
+
+    prepared: PreparedInference
+    captures: Collection[RawTensorId]
+    derive: Callable[[RunResult, Check], Result]
+    extra_bytes: int = 0
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A job in the queue, with what must be known of it to put it into a batch.
+
+    `run_bytes` is the estimate for its run. `deadline` is a time of `time.monotonic`, None for
+    none.
+    """
+
+    job: Job[Any]
+    key: RunKey
+    backward: bool
+    run_bytes: int
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    deadline: float | None = None
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of its prompt."""
+        return len(self.job.prepared.tokens)
+
+    @property
+    def n_bytes(self) -> int:
+        """The estimate for all of it."""
+        return self.run_bytes + self.job.extra_bytes
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for its result any more, or its caller's time is over."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return late or self.abandoned.is_set()
+
+    def check(self) -> None:
+        """Raises Abandoned once nobody waits."""
+        if self.gone:
+            raise Abandoned
+
+    def settle(self, *, value: Any = None, error: BaseException | None = None) -> None:
+        """Hands the caller a result, from any thread; what comes second is passed over."""
+
+        def hand_over() -> None:
+            if self.future.done():
+                return
+            if error is None:
+                self.future.set_result(value)
+            else:
+                self.future.set_exception(error)
+
+        # The loop is closed where its process ends while a job still runs.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(hand_over)
