@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from neuropil.scalars import v1 as scalars
 from services.scalars import convert
 from services.scalars.catalogue import CATALOGUE
 from services.scalars.data_plane import DataPlane
-from services.scalars.model.autoencoders import AutoencoderInfo
 from shared.errors import Unimplemented
 
 SERVICE = scalars.DESCRIPTOR.services_by_name["DerivedScalars"]
@@ -19,22 +18,24 @@ SERVICE = scalars.DESCRIPTOR.services_by_name["DerivedScalars"]
 class DerivedScalarsService:
     """Serves `neuropil.scalars.v1.DerivedScalars`."""
 
-    def __init__(self, data_plane: DataPlane, autoencoders: Sequence[AutoencoderInfo] = ()) -> None:
+    def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
-        self._autoencoders = tuple(autoencoders)
 
     async def GetModelInfo(
         self, request: scalars.GetModelInfoRequest, context: Any
     ) -> scalars.GetModelInfoResponse:
         """The subject model and its autoencoders."""
-        return convert.model_info(self._data_plane.subject, self._autoencoders)
+        return convert.model_info(self._data_plane.subject)
 
     async def ListScalarTypes(
         self, request: scalars.ListScalarTypesRequest, context: Any
     ) -> scalars.ListScalarTypesResponse:
         """The catalogue."""
         return scalars.ListScalarTypesResponse(
-            scalar_types=[convert.scalar_type(each) for each in CATALOGUE]
+            scalar_types=[
+                convert.scalar_type(each, self._data_plane.subject.autoencoders)
+                for each in CATALOGUE
+            ]
         )
 
     async def Tokenize(

@@ -10,14 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.scalars.model.autoencoders import read_autoencoders
-from services.scalars.model.locations import NodeType
 from services.scalars.model.packing import Packing
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import Taps
 from services.scalars.top_tokens import read_excluded_tokens
 from shared.errors import ConfigurationError
-from shared.settings import Autoencoder
 from tests.unit.scalars_checkpoint import LAYERS, NEURONS, WIDTH, write_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -209,45 +206,3 @@ def test_excluded_tokens(tmp_path: Path) -> None:
             read_excluded_tokens(str(file))
     with pytest.raises(ConfigurationError, match="can't be read"):
         read_excluded_tokens(str(tmp_path / "nowhere"))
-
-
-def write_autoencoder(
-    path: Path, dst: str = "mlp_post_act", activation: str = "ReLU", width: int = NEURONS
-) -> Autoencoder:
-    save_file(
-        {
-            f"layers.{layer}.encoder.weight": torch.zeros(7 - layer, width)
-            for layer in range(LAYERS)
-        },
-        path,
-        metadata={"dst": dst, "activation": activation},
-    )
-    return Autoencoder(name=path.stem, path=str(path))
-
-
-def test_autoencoders_describe_themselves(tmp_path: Path) -> None:
-    shape = load(write_checkpoint(tmp_path / "model")).model.shape
-    neurons = write_autoencoder(tmp_path / "a.safetensors")
-    heads = write_autoencoder(tmp_path / "b.safetensors", "resid_delta_attn", "TopK", WIDTH)
-    first, second = read_autoencoders([neurons, heads], shape)
-    assert first.node_type is NodeType.MLP_AUTOENCODER_LATENT
-    assert (first.input, first.activation) == ("mlp_post_act", "relu")
-    assert first.latent_counts == (7, 6, 5)
-    assert second.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
-
-    def refused(word: str, *configured: Autoencoder) -> None:
-        with pytest.raises(ConfigurationError, match=word) as caught:
-            read_autoencoders(configured, shape)
-        assert caught.value.key == f"model.autoencoders[{len(configured) - 1}].path"
-
-    other = write_autoencoder(tmp_path / "c.safetensors", "resid_delta_mlp", width=WIDTH)
-    refused("second", neurons, other)
-    refused("swish", write_autoencoder(tmp_path / "d.safetensors", activation="swish"))
-    refused("dst", write_autoencoder(tmp_path / "e.safetensors", dst="logits"))
-    refused("shape", write_autoencoder(tmp_path / "f.safetensors", width=5))
-    refused("not a safetensors", Autoencoder(name="g", path=str(tmp_path / "g")))
-    broken = tmp_path / "h.safetensors"
-    broken.write_bytes(b"half")
-    refused("can't be read", Autoencoder(name="h", path=str(broken)))
-    save_file({"x": torch.zeros(1)}, broken, metadata={"dst": "mlp_post_act", "activation": "relu"})
-    refused("encoder", Autoencoder(name="h", path=str(broken)))

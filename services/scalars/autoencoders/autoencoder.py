@@ -190,26 +190,40 @@ class Autoencoder:
             encoder, bias = encoder[latents], bias[latents]
         return functional.linear(x.to(encoder.dtype) - weights.input_bias, encoder, bias)
 
-    def activate(self, layer: int, pre: Tensor) -> Tensor:
-        """Latents (T, A) of the pre-activations (T, A) of all latents."""
+    def activate(self, layer: int, pre: Tensor, latents: slice | Tensor | None = None) -> Tensor:
+        """Latents (T, A) of the pre-activations (T, A), of all latents or of those named.
+
+        ValueError where only some are given to topk, which compares them all.
+        """
         positive = torch.relu(pre)
-        match self.activation:
-            case Activation.RELU:
-                return positive
-            case Activation.TOPK:
-                k = self._layers[layer].k
-                chosen = torch.topk(pre.detach(), k or 0, dim=-1).indices
-                mask = torch.zeros_like(pre.detach()).scatter(-1, chosen, 1.0)
-                return positive * mask
-            case Activation.JUMPRELU | Activation.GATED:
-                threshold = self._layers[layer].threshold
-                if threshold is None:
-                    raise ValueError(f"layer {layer} of {self.name} has no threshold")
-                return positive * (pre.detach() > threshold).to(positive.dtype)
+        weights = self._layers[layer]
+        if weights.k is not None:
+            if latents is not None:
+                raise ValueError("topk compares all latents")
+            chosen = torch.topk(pre.detach(), weights.k, dim=-1).indices
+            return positive * torch.zeros_like(pre.detach()).scatter(-1, chosen, 1.0)
+        if weights.threshold is not None:
+            threshold = weights.threshold if latents is None else weights.threshold[latents]
+            return positive * (pre.detach() > threshold).to(positive.dtype)
+        return positive
 
     def encode(self, layer: int, x: Tensor) -> Tensor:
         """Latents (T, A) of an input (T, I)."""
         return self.activate(layer, self.encode_pre(layer, x))
+
+    def gradient(self, layer: int, x: Tensor, latent: int) -> Tensor:
+        """Gradient (T, I) of one latent, summed over tokens, with respect to the input (T, I).
+
+        Wherever a latent is active its activation has the slope 1, and 0 elsewhere: this is the
+        row of the encoder at tokens where it is active.
+        """
+        weights = self._layers[layer]
+        if weights.k is None:
+            one = slice(latent, latent + 1)
+            active = self.activate(layer, self.encode_pre(layer, x, one), one) > 0
+        else:
+            active = self.encode(layer, x)[:, latent : latent + 1] > 0
+        return active.to(weights.encoder.dtype) * weights.encoder[latent]
 
     def decode(self, layer: int, latents: Tensor) -> Tensor:
         """The reconstruction (T, I) from latents (T, A)."""

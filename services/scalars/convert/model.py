@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from neuropil import names
 from neuropil.scalars import v1 as scalars
+from services.scalars.autoencoders import AutoencoderSet
 from services.scalars.catalogue import Declaration, Requirement
-from services.scalars.model.autoencoders import AutoencoderInfo
+from services.scalars.catalogue.availability import unavailable_reason
+from services.scalars.deriving.scalar_types import RAW_SCALAR_NAMES
 from services.scalars.model.subject import Subject
 
 _REQUIREMENTS = {
@@ -19,12 +19,14 @@ _REQUIREMENTS = {
     Requirement.TRACE: scalars.SCALAR_REQUIREMENT_TRACE,
     Requirement.NODE_INDEX: scalars.SCALAR_REQUIREMENT_NODE_INDEX,
     Requirement.ACTIVATION_INDEX: scalars.SCALAR_REQUIREMENT_ACTIVATION_INDEX,
+    Requirement.NEURON_AUTOENCODER: scalars.SCALAR_REQUIREMENT_NEURON_AUTOENCODER,
+    Requirement.MLP_OUTPUT_AUTOENCODER: scalars.SCALAR_REQUIREMENT_MLP_OUTPUT_AUTOENCODER,
+    Requirement.BLOCK_OUTPUT_AUTOENCODER: scalars.SCALAR_REQUIREMENT_BLOCK_OUTPUT_AUTOENCODER,
+    Requirement.WITHIN_LAYER_LATENT: scalars.SCALAR_REQUIREMENT_WITHIN_LAYER_GRADIENT_INDEX,
 }
 
 
-def model_info(
-    subject: Subject, autoencoders: Sequence[AutoencoderInfo]
-) -> scalars.GetModelInfoResponse:
+def model_info(subject: Subject) -> scalars.GetModelInfoResponse:
     """The model and its autoencoders."""
     shape = subject.model.shape
     return scalars.GetModelInfoResponse(
@@ -42,20 +44,24 @@ def model_info(
             scalars.AutoencoderInfo(
                 name=each.name,
                 node_type=names.NODE_TYPES.value(each.node_type),
-                input=names.DERIVED_SCALAR_TYPES.value(each.input),
+                input=names.DERIVED_SCALAR_TYPES.value(RAW_SCALAR_NAMES[each.location]),
                 activation_function=each.activation,
-                latent_counts=each.latent_counts,
+                latent_counts=[each.latent_count(layer) for layer in range(shape.layers)],
             )
-            for each in autoencoders
+            for each in subject.autoencoders.all
         ],
         device=str(subject.model.device),
     )
 
 
-def scalar_type(declaration: Declaration) -> scalars.ScalarType:
+def scalar_type(declaration: Declaration, autoencoders: AutoencoderSet) -> scalars.ScalarType:
     """A row of the catalogue."""
     dst = declaration.dst
-    available = declaration.make is not None
+    reason = (
+        "not served by this release yet"
+        if declaration.make is None
+        else unavailable_reason(declaration, autoencoders)
+    )
     return scalars.ScalarType(
         derived_scalar_type=names.DERIVED_SCALAR_TYPES.value(dst.name),
         name=dst.name,
@@ -66,6 +72,6 @@ def scalar_type(declaration: Declaration) -> scalars.ScalarType:
             _REQUIREMENTS[each] for each in Requirement if each in declaration.requirements
         ],
         formula=declaration.formula,
-        available=available,
-        unavailable_reason="" if available else "not served by this release yet",
+        available=not reason,
+        unavailable_reason=reason,
     )
