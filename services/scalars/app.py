@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from neuropil.channel import MEBIBYTE
 from services.scalars.autoencoders.loading import load_autoencoders
-from services.scalars.autoencoders.loading import load_autoencoders
 from services.scalars.batching import BatchLimits
 from services.scalars.data_plane import DataPlane
 from services.scalars.engine import Engine
