@@ -24,6 +24,7 @@ from services.scalars.model.blocks import (
 from services.scalars.model.checkpoint import MODEL_KEY, Checkpoint
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import LayerIndex, ModelShape
+from services.scalars.model.products import affine, as_float32
 from services.scalars.model.taps import Taps
 from services.scalars.model.weights import WriteWeights
 from shared.errors import ConfigurationError
@@ -87,13 +88,15 @@ class Gpt2:
         self._final_norm = final_norm
         self.device = token_embedding.device
         self.write = WriteWeights(
-            mlp=[layer.mlp_out for layer in layers],
-            attn=[
-                layer.attn_out.view(
-                    shape.attn_heads, shape.value_channels, shape.residual_stream_channels
-                )
-                for layer in layers
-            ],
+            mlp=as_float32([layer.mlp_out for layer in layers]),
+            attn=as_float32(
+                [
+                    layer.attn_out.view(
+                        shape.attn_heads, shape.value_channels, shape.residual_stream_channels
+                    )
+                    for layer in layers
+                ]
+            ),
             unembedding=unembedding,
             final_norm_gain=final_norm.gain,
             mlp_bias=[layer.mlp_out_bias for layer in layers],
@@ -141,6 +144,9 @@ class Gpt2:
         def take(name: str, *sizes: int) -> Tensor:
             return checkpoint.tensor(prefix + name, sizes).to(device)
 
+        def matrix(name: str, *sizes: int) -> Tensor:
+            return checkpoint.tensor(prefix + name, sizes, checkpoint.dtype).to(device)
+
         def norm(name: str) -> _Norm:
             return _Norm(take(f"{name}.weight", width), take(f"{name}.bias", width), epsilon)
 
@@ -148,13 +154,13 @@ class Gpt2:
             _Layer(
                 attn_norm=norm(f"h.{index}.ln_1"),
                 mlp_norm=norm(f"h.{index}.ln_2"),
-                qkv=take(f"h.{index}.attn.c_attn.weight", width, 3 * width),
+                qkv=matrix(f"h.{index}.attn.c_attn.weight", width, 3 * width),
                 qkv_bias=take(f"h.{index}.attn.c_attn.bias", 3 * width),
-                attn_out=take(f"h.{index}.attn.c_proj.weight", width, width),
+                attn_out=matrix(f"h.{index}.attn.c_proj.weight", width, width),
                 attn_out_bias=take(f"h.{index}.attn.c_proj.bias", width),
-                mlp_in=take(f"h.{index}.mlp.c_fc.weight", width, shape.mlp_acts),
+                mlp_in=matrix(f"h.{index}.mlp.c_fc.weight", width, shape.mlp_acts),
                 mlp_in_bias=take(f"h.{index}.mlp.c_fc.bias", shape.mlp_acts),
-                mlp_out=take(f"h.{index}.mlp.c_proj.weight", shape.mlp_acts, width),
+                mlp_out=matrix(f"h.{index}.mlp.c_proj.weight", shape.mlp_acts, width),
                 mlp_out_bias=take(f"h.{index}.mlp.c_proj.bias", width),
             )
             for index in range(shape.layers)
@@ -219,7 +225,7 @@ class Gpt2:
     def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
         """See `SubjectModel.attention_output`."""
         weights = self._layers[layer]
-        return torch.addmm(weights.attn_out_bias, mixed.flatten(1), weights.attn_out)
+        return affine(mixed.flatten(1), weights.attn_out, weights.attn_out_bias)
 
     def mlp_neurons(
         self,
@@ -235,13 +241,13 @@ class Gpt2:
         matrix, bias = weights.mlp_in, weights.mlp_in_bias
         if neurons is not None:
             matrix, bias = matrix[:, neurons], bias[neurons]
-        pre = torch.addmm(bias, normed, matrix)
+        pre = affine(normed, matrix, bias)
         return MlpActivations(pre, functional.gelu(pre, approximate="tanh"))
 
     def mlp_output(self, layer: int, post_act: Tensor) -> Tensor:
         """See `SubjectModel.mlp_output`."""
         weights = self._layers[layer]
-        return torch.addmm(weights.mlp_out_bias, post_act, weights.mlp_out)
+        return affine(post_act, weights.mlp_out, weights.mlp_out_bias)
 
     def logits(self, residual: Tensor, *, detach_scale: bool = False) -> Tensor:
         """See `SubjectModel.logits`."""
@@ -251,7 +257,7 @@ class Gpt2:
     def _heads(self, normed: Tensor, weights: _Layer) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (N, H, dh)."""
         heads = (-1, self.shape.attn_heads, self.shape.query_and_key_channels)
-        q, k, v = torch.addmm(weights.qkv_bias, normed, weights.qkv).chunk(3, dim=1)
+        q, k, v = affine(normed, weights.qkv, weights.qkv_bias).chunk(3, dim=1)
         # The scale of the dot product is shared: each side carries dh^-1/4.
         scale = self.shape.query_and_key_channels**-0.25
         return (q * scale).view(heads), (k * scale).view(heads), v.reshape(heads)
@@ -265,17 +271,17 @@ class Gpt2:
         v = taps(v, Location.ATTN_VALUE, index)
         mixed = attend(q, k, v, taps, index)
         mixed = taps(mixed, Location.ATTN_WEIGHTED_SUM_OF_VALUES, index)
-        delta = torch.addmm(layer.attn_out_bias, mixed.flatten(1), layer.attn_out)
+        delta = affine(mixed.flatten(1), layer.attn_out, layer.attn_out_bias)
         delta = taps(delta, Location.RESID_DELTA_ATTN, index)
         return taps(x + delta, Location.RESID_POST_ATTN, index)
 
     def _mlp(self, x: Tensor, layer: _Layer, index: int, taps: Taps) -> Tensor:
         normed = layer.mlp_norm(x, taps, Location.MLP_INPUT_LAYER_NORM_SCALE, index)
         normed = taps(normed, Location.RESID_POST_MLP_LAYER_NORM, index)
-        pre = torch.addmm(layer.mlp_in_bias, normed, layer.mlp_in)
+        pre = affine(normed, layer.mlp_in, layer.mlp_in_bias)
         pre = taps(pre, Location.MLP_PRE_ACT, index)
         post = taps(functional.gelu(pre, approximate="tanh"), Location.MLP_POST_ACT, index)
-        delta = torch.addmm(layer.mlp_out_bias, post, layer.mlp_out)
+        delta = affine(post, layer.mlp_out, layer.mlp_out_bias)
         delta = taps(delta, Location.RESID_DELTA_MLP, index)
         return taps(x + delta, Location.RESID_POST_MLP, index)
 

@@ -9,8 +9,6 @@ sqrt(mean(x^2) + epsilon).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +25,7 @@ from services.scalars.model.checkpoint import Checkpoint
 from services.scalars.model.llama_config import LlamaConfig, read_llama_config
 from services.scalars.model.llama_weights import LlamaLayer, LlamaWeights, read_weights
 from services.scalars.model.locations import ActivationLocationType as Location
-from services.scalars.model.products import Upcast, affine
+from services.scalars.model.products import affine, as_float32
 from services.scalars.model.rotary import RotaryPositions, Rotation, read_rotary
 from services.scalars.model.taps import Taps
 from services.scalars.model.weights import WriteWeights
@@ -49,8 +47,8 @@ class Llama:
         heads = (shape.attn_heads, shape.value_channels, shape.residual_stream_channels)
         layers = weights.layers
         self.write = WriteWeights(
-            mlp=_as_float32([layer.mlp_out for layer in layers]),
-            attn=_as_float32([layer.attn_out.view(heads) for layer in layers]),
+            mlp=as_float32([layer.mlp_out for layer in layers]),
+            attn=as_float32([layer.attn_out.view(heads) for layer in layers]),
             unembedding=weights.unembedding,
             final_norm_gain=weights.final_norm.gain,
             mlp_bias=[layer.mlp_out_bias for layer in layers],
@@ -195,9 +193,3 @@ class Llama:
         delta = affine(post, layer.mlp_out, layer.mlp_out_bias)
         delta = taps(delta, Location.RESID_DELTA_MLP, index)
         return taps(x + delta, Location.RESID_POST_MLP, index)
-
-
-def _as_float32(weights: list[Tensor]) -> Sequence[Tensor]:
-    if all(weight.dtype == torch.float32 for weight in weights):
-        return weights
-    return Upcast(weights)

@@ -43,3 +43,10 @@ class Upcast(Sequence[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         return (weight.to(torch.float32) for weight in self._weights)
+
+
+def as_float32(weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same where they are float32, and else converted whenever one is asked for."""
+    if all(weight.dtype == torch.float32 for weight in weights):
+        return weights
+    return Upcast(weights)
