@@ -7,10 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.scalars.ablations import check_layer
+from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet, WithinLayerLatent
 from services.scalars.catalogue import CATALOGUE, Declaration, Requirement
+from services.scalars.catalogue.availability import (
+    autoencoder_for,
+    check_exists_at,
+    layers_of,
+    sizes_of,
+)
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
 from services.scalars.deriving.scalar_types import DerivedScalarType
 from services.scalars.model.locations import Dimension, LayerIndex, ModelShape, PassType
+from services.scalars.selected_nodes import (
+    NO_NODE,
+    NodeSelection,
+    SelectedNode,
+    resolve_selected_node,
+)
 from shared.errors import InvalidArgument, Unimplemented
 
 
@@ -44,7 +57,7 @@ class ResolvedSelection:
     layers: tuple[LayerIndex, ...]
     slices: tuple[slice, ...]
     shape: tuple[int, ...]
-    """Of the whole tensor at one layer, before it is cut."""
+    """Of the whole tensor at one layer, before it is cut; where layers differ, of the largest."""
 
     @property
     def dst(self) -> DerivedScalarType:
@@ -82,8 +95,12 @@ def check_pass(
     has_loss: bool,
     field: str,
     loss_field: str,
+    offer: RunOffer = LOSS_AT_MOST,
 ) -> None:
-    """Refuses a gradient that does not exist, and one that nothing is there to take of."""
+    """Refuses a gradient that does not exist, and one that nothing is there to take of.
+
+    `has_loss` says that there is a loss or a trace.
+    """
     name = declaration.dst.name
     if pass_type not in declaration.pass_types:
         raise InvalidArgument(
@@ -95,7 +112,15 @@ def check_pass(
     if declaration.needs_gradient(pass_type) and not has_loss:
         what = f"the backward pass of {name}" if pass_type is PassType.BACKWARD else name
         raise InvalidArgument(
-            f"{what} holds a gradient; give a loss", field=loss_field, reason="LOSS_NEEDED"
+            f"{what} holds a gradient; give a loss or a trace",
+            field=loss_field,
+            reason="LOSS_NEEDED",
+        )
+    if Requirement.TRACE in declaration.requirements and not offer.has_trace:
+        raise InvalidArgument(
+            f"{name} is of a traced activation; give a trace",
+            field=f"{offer.prefix}.trace",
+            reason="TRACE_NEEDED",
         )
 
 
@@ -107,69 +132,125 @@ def resolve_selection(
     has_loss: bool,
     field: str,
     loss_field: str,
+    offer: RunOffer = LOSS_AT_MOST,
 ) -> ResolvedSelection:
     """Checks a selection; errors name the field after the prefix `field`."""
     declaration = find_scalar(selection.dst, f"{field}.derived_scalar_type")
-    dst = declaration.dst
     check_pass(
         declaration,
         selection.pass_type,
         has_loss=has_loss,
         field=f"{field}.pass_type",
         loss_field=loss_field,
+        offer=offer,
     )
-    for given, requirement, name in (
-        (selection.node_index, Requirement.NODE_INDEX, "node_index"),
-        (selection.activation_index, Requirement.ACTIVATION_INDEX, "activation_index"),
-    ):
-        if given is not None and requirement not in declaration.requirements:
-            raise InvalidArgument(f"{dst.name} takes no {name}", field=f"{field}.{name}")
-    sizes = shape.sizes(dst.dimensions, n_tokens)
+    about = resolve_selected_node(
+        declaration, selection.node, shape, n_tokens, offer.autoencoders, field
+    )
+    autoencoder = _autoencoder(declaration, offer, f"{field}.derived_scalar_type")
+    layers = _layers(
+        selection.layer_indices,
+        declaration,
+        shape,
+        autoencoder,
+        offer.within_layer_latent,
+        about,
+        f"{field}.layer_indices",
+    )
+    shapes = tuple(sizes_of(declaration, shape, n_tokens, autoencoder, each) for each in layers)
     return ResolvedSelection(
         declaration=declaration,
         pass_type=selection.pass_type,
-        layers=_layers(selection.layer_indices, dst, shape, f"{field}.layer_indices"),
-        slices=_slices(selection.ranges, dst, sizes, f"{field}.ranges"),
-        shape=sizes,
+        layers=layers,
+        slices=_slices(selection.ranges, declaration.dst, shapes, f"{field}.ranges"),
+        shapes=shapes,
+        about=about,
     )
 
 
 def whole_selection(
-    declaration: Declaration, pass_type: PassType, shape: ModelShape, n_tokens: int
+    declaration: Declaration,
+    pass_type: PassType,
+    shape: ModelShape,
+    n_tokens: int,
+    *,
+    field: str = "",
+    offer: RunOffer = LOSS_AT_MOST,
 ) -> ResolvedSelection:
-    """A scalar at all its layers, uncut."""
-    sizes = shape.sizes(declaration.dst.dimensions, n_tokens)
+    """A scalar at all its layers, uncut; InvalidArgument for one that is about a single node."""
+    _refuse_single_node(declaration, field)
+    autoencoder = _autoencoder(declaration, offer, field)
+    layers = layers_of(declaration, shape, autoencoder, offer.within_layer_latent)
+    shapes = tuple(sizes_of(declaration, shape, n_tokens, autoencoder, each) for each in layers)
     return ResolvedSelection(
         declaration=declaration,
         pass_type=pass_type,
-        layers=_layers((), declaration.dst, shape, ""),
-        slices=tuple(slice(None) for _ in sizes),
-        shape=sizes,
+        layers=layers,
+        slices=tuple(slice(None) for _ in declaration.dst.dimensions),
+        shapes=shapes,
     )
 
 
+def _autoencoder(declaration: Declaration, offer: RunOffer, field: str) -> Autoencoder | None:
+    return autoencoder_for(
+        declaration,
+        offer.autoencoders,
+        offer.within_layer_latent,
+        field=field,
+        latent_field=f"{offer.prefix}.within_layer_gradient_index",
+    )
+
+
+def _refuse_single_node(declaration: Declaration, field: str) -> None:
+    """Refuses a type that only a selection of tensors can say the node or activation of."""
+    if declaration.requirements & {Requirement.NODE_INDEX, Requirement.ACTIVATION_INDEX}:
+        raise InvalidArgument(
+            f"{declaration.dst.name} is about one node; only a selection of tensors can name it",
+            field=field,
+        )
+
+
 def _layers(
-    wanted: Sequence[int], dst: DerivedScalarType, shape: ModelShape, field: str
+    wanted: Sequence[int],
+    declaration: Declaration,
+    shape: ModelShape,
+    autoencoder: Autoencoder | None,
+    latent: WithinLayerLatent | None,
+    about: SelectedNode,
+    field: str,
 ) -> tuple[LayerIndex, ...]:
+    dst = declaration.dst
     if not dst.has_layers:
         if wanted:
             raise InvalidArgument(f"{dst.name} has no layers; leave them out", field=field)
         return (None,)
+    only = about.node.layer if declaration.at_layer_of_node and about.node is not None else None
     for position, layer in enumerate(wanted):
+        here = f"{field}[{position}]"
         if not 0 <= layer < shape.layers:
             raise InvalidArgument(
                 f"layer {layer} does not exist; the model has layers 0 to {shape.layers - 1}",
-                field=f"{field}[{position}]",
+                field=here,
             )
         if layer in wanted[:position]:
-            raise InvalidArgument(f"layer {layer} is there twice", field=f"{field}[{position}]")
-    return tuple(wanted) or tuple(range(shape.layers))
+            raise InvalidArgument(f"layer {layer} is there twice", field=here)
+        if only is not None and layer != only:
+            raise InvalidArgument(
+                f"{dst.name} exists at the layer of its node alone, layer {only}", field=here
+            )
+        check_exists_at(declaration, layer, autoencoder, latent, here)
+    if wanted:
+        return tuple(wanted)
+    return layers_of(declaration, shape, autoencoder, latent) if only is None else (only,)
 
 
 def _slices(
-    ranges: Sequence[DimensionRange], dst: DerivedScalarType, sizes: Sequence[int], field: str
+    ranges: Sequence[DimensionRange],
+    dst: DerivedScalarType,
+    shapes: Sequence[tuple[int, ...]],
+    field: str,
 ) -> tuple[slice, ...]:
-    slices = [slice(None)] * len(sizes)
+    slices = [slice(None)] * len(dst.dimensions)
     seen: set[Dimension] = set()
     for position, each in enumerate(ranges):
         here = f"{field}[{position}]"
@@ -185,7 +266,8 @@ def _slices(
             )
         seen.add(each.dimension)
         axis = dst.dimensions.index(each.dimension)
-        size = sizes[axis]
+        # A range must be there at every layer; without a stop it goes to each layer's own end.
+        size = min(sizes[axis] for sizes in shapes)
         stop = size if each.stop is None else each.stop
         if not 0 <= each.start < size:
             raise InvalidArgument(
@@ -198,7 +280,8 @@ def _slices(
                 f"which has {size}",
                 field=f"{here}.stop",
             )
-        slices[axis] = slice(each.start, stop)
+        # An open end is each layer's own.
+        slices[axis] = slice(each.start, each.stop)
     return tuple(slices)
 
 
@@ -222,6 +305,9 @@ def resolve_component(
     field: str,
     loss_field: str,
     by_token_pair: bool = False,
+    autoencoders: AutoencoderSet = NO_AUTOENCODERS,
+    latent: WithinLayerLatent | None = None,
+    latent_field: str = "inference.within_layer_gradient_index",
 ) -> ResolvedSelection:
     """Checks a component; the selection answered is its own scalars at its layer.
 
@@ -231,6 +317,7 @@ def resolve_component(
     component = f"{field}.component"
     declaration = find_scalar(spec.dst, f"{component}.derived_scalar_type")
     dst = declaration.dst
+    _refuse_single_node(declaration, f"{component}.derived_scalar_type")
     tokens = (Dimension.SEQUENCE_TOKENS,)
     allowed = (
         [(*tokens, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)]
@@ -251,8 +338,16 @@ def resolve_component(
         field=f"{field}.pass_type",
         loss_field=loss_field,
     )
+    autoencoder = autoencoder_for(
+        declaration,
+        autoencoders,
+        latent,
+        field=f"{component}.derived_scalar_type",
+        latent_field=latent_field,
+    )
     check_layer(spec.layer_index, dst.name, dst.has_layers, shape, component)
-    sizes = shape.sizes(dst.dimensions, n_tokens)
+    check_exists_at(declaration, spec.layer_index, autoencoder, latent, f"{component}.layer_index")
+    sizes = sizes_of(declaration, shape, n_tokens, autoencoder, spec.layer_index)
     if not 0 <= spec.component_index < sizes[-1]:
         raise InvalidArgument(
             f"component {spec.component_index} is not in {dst.dimensions[-1].value}, "
@@ -267,5 +362,5 @@ def resolve_component(
             *(slice(None) for _ in sizes[:-1]),
             slice(spec.component_index, spec.component_index + 1),
         ),
-        shape=sizes,
+        shapes=(sizes,),
     )
