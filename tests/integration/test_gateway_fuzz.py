@@ -72,6 +72,39 @@ _BODIES: dict[str, Any] = {
             "dimensionsToKeepForIntermediateSum": ["sequence_tokens"],
         },
     },
+    "/batched": {
+        "inferenceSubRequests": [
+            {
+                "inferenceRequestSpec": _INFERENCE,
+                "processingRequestSpecByName": {
+                    "top": {"dstListByGroupId": {"singleton": ["logits"]}, "topAndBottomK": 3},
+                    "scored": {
+                        "tokenScoringType": "upvoted_output_tokens",
+                        "numTokens": 3,
+                        "dependsOnSpecName": "top",
+                    },
+                    "pairs": {"numTokensAttendedTo": 3, "dependsOnSpecName": "top"},
+                    "component": _INDEX | {"specType": "derived_scalars_request_spec"},
+                },
+            }
+        ]
+    },
+    "/batched_tdb": {
+        "subRequests": [
+            {
+                "prompt": "a",
+                "targetTokens": ["a"],
+                "distractorTokens": ["b"],
+                "componentTypeForMlp": "neuron",
+                "componentTypeForAttention": "attention_head",
+                "topAndBottomKForNodeTable": 3,
+                "hideEarlyLayersWhenAblating": True,
+                "nodeAblations": [{"nodeIndex": _NODE | {"tensorIndices": [0, 1]}, "value": 0.5}],
+                "upstreamNodeToTrace": {"nodeIndex": _NODE, "attentionTraceType": "V"},
+                "downstreamNodeToTrace": {"nodeIndex": _NODE, "attentionTraceType": "QK"},
+            }
+        ]
+    },
 }
 
 
