@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
+from services.scalars.autoencoders.autoencoder_set import sizes_at
 from services.scalars.deriving.indexing import ActivationIndex, python_index
 from services.scalars.model.locations import ModelShape, PassType
 from services.scalars.model.taps import Overwrite, RawTensorId
-from shared.errors import InvalidArgument, Unimplemented
+from shared.errors import InvalidArgument
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -28,25 +30,31 @@ def resolve_ablations(
     specs: Sequence[AblationSpec],
     shape: ModelShape,
     n_tokens: int,
+    autoencoders: AutoencoderSet = NO_AUTOENCODERS,
     *,
     backward: bool,
     field: str,
 ) -> tuple[Overwrite, ...]:
-    """Checks ablations against the model and the prompt.
+    """Checks ablations against the model, its autoencoders and the prompt.
 
     Raises InvalidArgument that names the field (`ablations[0].index.layer_index` after the prefix
     `field`) for a layer or index out of range, a wrong number of indices, a value that is not
-    finite in single precision, or a gradient to overwrite where there is no backward pass;
-    Unimplemented for a place that only exists with an autoencoder.
+    finite in single precision, a gradient to overwrite where there is no backward pass, or a place
+    that no configured autoencoder makes.
     """
     return tuple(
-        _resolve(spec, shape, n_tokens, backward, f"{field}[{position}]")
+        _resolve(spec, shape, n_tokens, autoencoders, backward, f"{field}[{position}]")
         for position, spec in enumerate(specs)
     )
 
 
 def _resolve(
-    spec: AblationSpec, shape: ModelShape, n_tokens: int, backward: bool, field: str
+    spec: AblationSpec,
+    shape: ModelShape,
+    n_tokens: int,
+    autoencoders: AutoencoderSet,
+    backward: bool,
+    field: str,
 ) -> Overwrite:
     index = spec.index
     location = index.activation_location_type
@@ -60,19 +68,17 @@ def _resolve(
             f"up to {_LARGEST:.4g}",
             field=f"{field}.value",
         )
-    if not location.exists_by_default:
-        raise Unimplemented(
-            f"{location.value} exists only with an autoencoder, which is not served yet",
-            field=f"{field}.index.location_type",
-        )
     check_layer(index.layer_index, location.value, location.has_layers, shape, f"{field}.index")
+    autoencoder = None
+    if not location.exists_by_default:
+        autoencoder = autoencoders.resolve_location(location, index.layer_index, f"{field}.index")
     if index.pass_type is PassType.BACKWARD and not backward:
         raise InvalidArgument(
-            "a gradient can't be overwritten without a backward pass; give a loss",
+            "a gradient can't be overwritten without a backward pass; give a loss or a trace",
             field=f"{field}.index.pass_type",
             reason="LOSS_NEEDED",
         )
-    sizes = shape.sizes(location.dimensions, n_tokens)
+    sizes = sizes_at(location.dimensions, shape, n_tokens, autoencoder, index.layer_index)
     if len(index.tensor_indices) != len(sizes):
         raise InvalidArgument(
             f"{location.value} has {len(sizes)} dimensions "

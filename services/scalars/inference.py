@@ -100,7 +100,7 @@ def prepare_inference(
         else resolve_trace(
             spec.trace,
             loss,
-            model,
+            model.shape,
             autoencoders,
             len(tokens),
             field=f"{field}.trace",
@@ -118,6 +118,7 @@ def prepare_inference(
         spec.ablations,
         model.shape,
         len(tokens),
+        autoencoders,
         backward=loss is not None or trace is not None,
         field=f"{field}.ablations",
     )

@@ -235,9 +235,9 @@ WRONG: dict[str, tuple[Any, str, str, str]] = {
     ),
     "ablated latent": (
         ablated("online_mlp_autoencoder_latent"),
-        "UNIMPLEMENTED",
+        INVALID,
         "inference.ablations[0].index.location_type",
-        "autoencoder",
+        "no autoencoder is configured",
     ),
     "ablation without a place": (
         derive(inference(ablations=[scalars.Ablation(value=1)])),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Replace = Callable[[str, int | None, Tensor], Tensor]
 Scalars = dict[str, dict[int | None, Tensor]]
 
 
@@ -36,10 +37,15 @@ class Float64Model:
     def forward(
         self,
         tokens: list[int],
-        replace: Callable[[str, int | None, Tensor], Tensor] = lambda name, layer, x: x,
+        replace: Replace = lambda name, layer, x: x,
     ) -> Scalars:
-        """All raw activations, by name and layer."""
-        w, found = self.weights, {}
+        """All raw activations, by name and layer.
+
+        The normalised inputs of blocks, which are no scalars, go through `replace` alone, under the
+        names of their places.
+        """
+        w = self.weights
+        found: Scalars = {}
 
         def keep(name: str, layer: int | None, x: Tensor) -> Tensor:
             x = replace(name, layer, x)
@@ -49,17 +55,16 @@ class Float64Model:
         n = len(tokens)
         x = keep("resid_post_embedding", None, w["wte.weight"][tokens] + w["wpe.weight"][:n])
         for layer in range(self.layers):
-            x = self._block(x, layer, keep)
+            x = self._block(x, layer, keep, replace)
         final, scale = normed(x, w["ln_f.weight"], w["ln_f.bias"])
         scale = keep("resid_final_layer_norm_scale", None, scale)
         centred = x - x.mean(dim=-1, keepdim=True)
         final = centred / scale * w["ln_f.weight"] + w["ln_f.bias"]
+        final = replace("resid.post_ln_f", None, final)
         keep("logits", None, final @ w["wte.weight"].T)
         return found
 
-    def _block(
-        self, x: Tensor, layer: int, keep: Callable[[str, int | None, Tensor], Tensor]
-    ) -> Tensor:
+    def _block(self, x: Tensor, layer: int, keep: Replace, replace: Replace) -> Tensor:
         w, at = self.weights, f"h.{layer}"
         n, width = x.shape
         size = width // self.heads
@@ -67,8 +72,9 @@ class Float64Model:
         scale = keep("attn_input_layer_norm_scale", layer, scale)
         centred = x - x.mean(dim=-1, keepdim=True)
         normal = centred / scale * w[f"{at}.ln_1.weight"] + w[f"{at}.ln_1.bias"]
+        normal = replace("resid.post_attn_ln", layer, normal)
         qkv = normal @ w[f"{at}.attn.c_attn.weight"] + w[f"{at}.attn.c_attn.bias"]
-        q, k, v = (part.reshape(n, self.heads, size) for part in qkv.split(width, dim=-1))
+        q, k, v = (part.reshape(n, self.heads, size) for part in torch.split(qkv, width, dim=-1))
         q = keep("attn_query", layer, q / size**0.25)
         k = keep("attn_key", layer, k / size**0.25)
         v = keep("attn_value", layer, v)
@@ -94,6 +100,7 @@ class Float64Model:
         scale = keep("mlp_input_layer_norm_scale", layer, scale)
         centred = x - x.mean(dim=-1, keepdim=True)
         normal = centred / scale * w[f"{at}.ln_2.weight"] + w[f"{at}.ln_2.bias"]
+        normal = replace("resid.post_mlp_ln", layer, normal)
         pre = keep(
             "mlp_pre_act", layer, normal @ w[f"{at}.mlp.c_fc.weight"] + w[f"{at}.mlp.c_fc.bias"]
         )

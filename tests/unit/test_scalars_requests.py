@@ -23,7 +23,6 @@ from services.scalars.model.locations import (
 )
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import RawTensorId
-from shared.errors import Unimplemented
 from tests.unit.scalars_checkpoint import CONTEXT, LAYERS, NEURONS, write_checkpoint
 from tests.unit.scalars_refused import TOKENS, refused
 
@@ -129,7 +128,7 @@ def test_ablations(subject: Subject) -> None:
     gradient = ActivationIndex(post, (0, 0), 0, BACKWARD)
     refused(lambda: resolve(gradient, backward=False), f"{at}.pass_type", "give a loss")
     latent = ActivationIndex(ActivationLocationType.ONLINE_AUTOENCODER_LATENT, (0, 0), 0)
-    refused(lambda: resolve(latent), f"{at}.location_type", "autoencoder", kind=Unimplemented)
+    refused(lambda: resolve(latent), f"{at}.location_type", "no autoencoder is configured")
 
 
 def test_a_gradient_needs_a_loss_and_the_estimate_grows(subject: Subject) -> None:

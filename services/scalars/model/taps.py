@@ -10,12 +10,12 @@ is what the rest of the computation saw: after the ablation, in both passes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
+from services.scalars.autoencoders import NO_AUTOENCODERS, Autoencoder, AutoencoderSet
 from services.scalars.model.locations import ActivationLocationType, LayerIndex, PassType
 from services.scalars.model.packing import Group, Packing
 
@@ -129,16 +129,17 @@ class Taps:
         if len(self.rows) != len(packing):
             raise ValueError(f"{len(self.rows)} rows of taps for {len(packing)} of tokens")
         self.backward = backward
+        self._autoencoders = autoencoders
         self._slices = dict(enumerate(packing.slices))
         self._overwrites: dict[RawTensorId, dict[int, list[Overwrite]]] = {}
         self._captures: dict[RawTensorId, set[int]] = {}
         kept: set[Place] = set()
         for index, row in enumerate(self.rows):
             for overwrite in row.overwrites:
-                by_row = self._overwrites.setdefault(overwrite.target, {})
+                by_row = self._overwrites.setdefault(self._canonical(overwrite.target), {})
                 by_row.setdefault(index, []).append(overwrite)
             for target in row.captures:
-                self._captures.setdefault(target, set()).add(index)
+                self._captures.setdefault(self._canonical(target), set()).add(index)
             kept.update(row.residuals)
         self._kept = frozenset(kept)
         self._wanted = frozenset(target.place for target in self._captures) | kept
@@ -148,6 +149,16 @@ class Taps:
         self._gradients: dict[Place, list[_Part]] = {}
         self._residuals: dict[Place, _Part] = {}
         self._seen: set[Place] = set()
+        self._injected = {
+            (autoencoder.location, layer): autoencoder
+            for location, layer in self._touched
+            for autoencoder in [autoencoders.for_location(location)]
+            if autoencoder is not None and layer in autoencoder
+        }
+        self._around_latents: list[tuple[Autoencoder, int, _Part]] = []
+
+    def _canonical(self, target: RawTensorId) -> RawTensorId:
+        return replace(target, location=self._autoencoders.canonical(target.location))
 
     def touches(self, location: ActivationLocationType, layer: LayerIndex = None) -> bool:
         """Whether anything is captured, overwritten or kept there, for any row."""
@@ -204,9 +215,14 @@ class Taps:
 
         Its first axis is that of the packing, or `slices` says where each row stands on it.
         """
-        if (location, layer) not in self._touched:
-            return tensor
-        return self._tap(_Part(tensor, self._slices if slices is None else slices), location, layer)
+        place = (location, layer)
+        if place in self._touched:
+            part = _Part(tensor, self._slices if slices is None else slices)
+            tensor = self._tap(part, location, layer)
+        autoencoder = self._injected.get(place)
+        if autoencoder is not None and layer is not None:
+            tensor = self._inject(tensor, autoencoder, layer)
+        return tensor
 
     def pairs(
         self, tensor: Tensor, location: ActivationLocationType, layer: LayerIndex, group: Group
@@ -234,6 +250,72 @@ class Taps:
             self._residuals[place] = part
         return tensor
 
+    def _inject(self, x: Tensor, autoencoder: Autoencoder, layer: int) -> Tensor:
+        """Puts an autoencoder with its error into the way of the tensor (N, I) that it reads.
+
+        As x = decode(z) + (x - decode(z)), what goes on is x itself to the bit, and so is its
+        gradient, in all rows that overwrite neither latents nor error.
+        """
+        names = (autoencoder.latent_location, autoencoder.error_location)
+        self._seen.update((name, layer) for name in names)
+        targets = [RawTensorId(name, layer, which) for name in names for which in PassType]
+        ablated = {row for target in targets for row in self._overwrites.get(target, {})}
+        observed = {row for target in targets for row in self._captures.get(target, ())} - ablated
+        if observed:
+            x = self._observe_latents(x, autoencoder, layer, observed)
+        if not ablated:
+            return x
+        pieces: list[Tensor] = []
+        done = 0
+        for row in sorted(ablated, key=lambda each: self._slices[each].start):
+            where = self._slices[row]
+            pieces += [
+                x[done : where.start],
+                self._change_latents(x[where], row, autoencoder, layer),
+            ]
+            done = where.stop
+        return torch.cat([*pieces, x[done:]])
+
+    def _change_latents(self, x: Tensor, row: int, autoencoder: Autoencoder, layer: int) -> Tensor:
+        """One row's tensor (T, I), with its latents and error tapped on the way."""
+        whole = {row: slice(0, x.shape[0])}
+        latents = autoencoder.encode(layer, x)
+        error = x - autoencoder.decode(layer, latents)
+        # Views of their own: a gradient of what goes on, without that of what it is compared with.
+        latents_after = self._tap(
+            _Part(latents.view_as(latents), whole), autoencoder.latent_location, layer
+        )
+        error_after = self._tap(
+            _Part(error.view_as(error), whole), autoencoder.error_location, layer
+        )
+        change = (latents_after - latents) @ autoencoder.decoder(layer)
+        return x + change + (error_after - error)
+
+    def _observe_latents(
+        self, x: Tensor, autoencoder: Autoencoder, layer: int, rows: set[int]
+    ) -> Tensor:
+        """Captures latents and errors of rows that go on as they are; no graph is needed for it."""
+        slices: dict[int, slice] = {}
+        pieces: list[Tensor] = []
+        done = 0
+        for row in sorted(rows):
+            pieces.append(x.detach()[self._slices[row]])
+            slices[row] = slice(done, done + len(pieces[-1]))
+            done += len(pieces[-1])
+        inputs = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        latents = autoencoder.encode(layer, inputs)
+        for name in (autoencoder.latent_location, autoencoder.error_location):
+            if RawTensorId(name, layer, PassType.FORWARD) in self._captures:
+                is_latent = name is autoencoder.latent_location
+                kept = latents if is_latent else inputs - autoencoder.decode(layer, latents)
+                self._forward.setdefault((name, layer), []).append(_Part(kept, slices))
+        if self.backward:
+            # The gradient of what goes on is that of the error, and gives that of the latents.
+            x = x.view_as(x)
+            own = {row: self._slices[row] for row in rows}
+            self._around_latents.append((autoencoder, layer, _Part(x, own)))
+        return x
+
     def residuals(self, row: int) -> list[Tensor]:
         """The places of the residual stream (T, D) that a row keeps, with their graph."""
         return [self._residuals[place].row(row) for place in self.rows[row].residuals]
@@ -244,31 +326,35 @@ class Taps:
         Rows don't depend on each other, so that the gradient of the sum is every row's gradient.
         Weights take no part: only activations are differentiated, and nothing is left behind.
         """
-        inputs = {
-            id(part.tensor): part.tensor
-            for parts in self._inputs.values()
-            for part in parts
-            if part.tensor.requires_grad
-        }
+        around = [part for _, _, part in self._around_latents]
+        parts = [*(part for each in self._inputs.values() for part in each), *around]
+        inputs = {id(part.tensor): part.tensor for part in parts if part.tensor.requires_grad}
         outputs = [scalar for scalar in scalars if scalar.requires_grad]
-        found: dict[int, Tensor] = {}
+        gradients: dict[int, Tensor] = {}
         if inputs and outputs:
-            gradients = torch.autograd.grad(
+            found = torch.autograd.grad(
                 outputs, list(inputs.values()), allow_unused=True, materialize_grads=True
             )
-            found = dict(zip(inputs, gradients, strict=True))
-        for (location, layer), parts in self._inputs.items():
+            gradients = dict(zip(inputs, found, strict=True))
+
+        def gradient_of(part: _Part) -> _Part:
+            gradient = gradients.get(id(part.tensor))
+            return part.with_tensor(torch.zeros_like(part.tensor) if gradient is None else gradient)
+
+        for (location, layer), captured in self._inputs.items():
             overwrites = self._overwrites.get(RawTensorId(location, layer, PassType.BACKWARD), {})
-            gradients_here = []
-            for part in parts:
-                gradient = found.get(id(part.tensor))
-                if gradient is None:
-                    gradient = torch.zeros_like(part.tensor)
+            for part in map(gradient_of, captured):
                 # autograd hands out the gradient as it was before the hooks of a tensor ran.
-                overwritten = _overwritten(part.with_tensor(gradient), overwrites)
-                gradients_here.append(part.with_tensor(overwritten))
-            self._gradients[location, layer] = gradients_here
+                overwritten = part.with_tensor(_overwritten(part, overwrites))
+                self._gradients.setdefault((location, layer), []).append(overwritten)
+        for autoencoder, at, part in self._around_latents:
+            after = gradient_of(part)
+            self._gradients.setdefault((autoencoder.error_location, at), []).append(after)
+            if RawTensorId(autoencoder.latent_location, at, PassType.BACKWARD) in self._captures:
+                of_latents = after.with_tensor(after.tensor @ autoencoder.decoder(at).T)
+                self._gradients.setdefault((autoencoder.latent_location, at), []).append(of_latents)
         self._inputs.clear()
+        self._around_latents.clear()
         self._residuals.clear()
 
     def row(self, index: int) -> dict[RawTensorId, Tensor]:
@@ -279,7 +365,7 @@ class Taps:
         captured: dict[RawTensorId, Tensor] = {}
         for target in self.rows[index].captures:
             stored = self._forward if target.pass_type is PassType.FORWARD else self._gradients
-            for part in stored.get(target.place, ()):
+            for part in stored.get(self._canonical(target).place, ()):
                 if index in part.slices:
                     captured[target] = part.row(index)
         return captured
