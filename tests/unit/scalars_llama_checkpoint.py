@@ -90,7 +90,7 @@ def make_weights(
     def normal(*sizes: int, scale: float) -> Tensor:
         return torch.randn(*sizes, generator=generator) * scale
 
-    family = config["model_type"]
+    family, neurons = config["model_type"], config["intermediate_size"]
     channels = config.get("head_dim") or WIDTH // HEADS
     heads = HEADS * channels
     groups = (config["num_key_value_heads"] or HEADS) * channels
@@ -108,9 +108,9 @@ def make_weights(
             ("self_attn.k_proj", groups, WIDTH, bias or family == "qwen2"),
             ("self_attn.v_proj", groups, WIDTH, bias or family == "qwen2"),
             ("self_attn.o_proj", WIDTH, heads, bias),
-            ("mlp.gate_proj", NEURONS, WIDTH, mlp_bias),
-            ("mlp.up_proj", NEURONS, WIDTH, mlp_bias),
-            ("mlp.down_proj", WIDTH, NEURONS, mlp_bias),
+            ("mlp.gate_proj", neurons, WIDTH, mlp_bias),
+            ("mlp.up_proj", neurons, WIDTH, mlp_bias),
+            ("mlp.down_proj", WIDTH, neurons, mlp_bias),
         ):
             weights[f"{at}{name}.weight"] = normal(outputs, inputs, scale=0.3)
             if has_bias:
