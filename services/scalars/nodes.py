@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from services.scalars.autoencoders import AutoencoderSet
+from services.scalars.autoencoders.autoencoder_set import check_latents
 from services.scalars.deriving.indexing import NodeIndex
 from services.scalars.deriving.residual_points import (
     ResidualPoint,
@@ -20,6 +21,7 @@ from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import (
     ActivationLocationType,
     LocationWithinLayer,
+    ModelShape,
     NodeType,
     PassType,
 )
@@ -83,7 +85,7 @@ class Node:
 
 def resolve_node(
     index: NodeIndex,
-    model: SubjectModel,
+    shape: ModelShape,
     autoencoders: AutoencoderSet,
     n_tokens: int,
     field: str,
@@ -104,7 +106,6 @@ def resolve_node(
         raise InvalidArgument(
             "a node is read in the forward pass; a gradient is no node", field=f"{field}.pass_type"
         )
-    shape = model.shape
     layer = index.layer_index
     if layer is None:
         raise InvalidArgument(
@@ -130,12 +131,8 @@ def resolve_node(
                 reason="AUTOENCODER_NEEDED",
             )
         reads = autoencoder.location
-        count = autoencoder.latent_count(layer)
-        if count == 0:
-            raise InvalidArgument(
-                f"{autoencoder.name} has no latents in layer {layer}", field=f"{field}.layer_index"
-            )
-        sizes = {"token": n_tokens, "latent": count}
+        check_latents(autoencoder, layer, f"{field}.layer_index")
+        sizes = {"token": n_tokens, "latent": autoencoder.latent_count(layer)}
     return Node(index.node_type, _indices(index, sizes, f"{field}.tensor_indices"), layer, reads)
 
 

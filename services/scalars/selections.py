@@ -1,4 +1,4 @@
-"""What a request wants derived, checked against the catalogue and the model."""
+"""What a request wants derived, checked against the catalogue, the model and its inference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.scalars.ablations import check_layer
-from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet, WithinLayerLatent
+from services.scalars.autoencoders import Autoencoder
 from services.scalars.catalogue import CATALOGUE, Declaration, Requirement
 from services.scalars.catalogue.availability import (
     autoencoder_for,
@@ -15,10 +15,13 @@ from services.scalars.catalogue.availability import (
     layers_of,
     sizes_of,
 )
-from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
+from services.scalars.deriving.config import DstConfig
 from services.scalars.deriving.scalar_types import DerivedScalarType
-from services.scalars.model.locations import Dimension, LayerIndex, ModelShape, PassType
+from services.scalars.inference import PreparedInference
+from services.scalars.model.locations import Dimension, LayerIndex, PassType
+from services.scalars.model.subject import Subject
 from services.scalars.selected_nodes import (
+    ABOUT_ALL,
     NO_NODE,
     NodeSelection,
     SelectedNode,
@@ -44,20 +47,24 @@ class Selection:
     pass_type: PassType = PassType.FORWARD
     layer_indices: tuple[int, ...] = ()
     ranges: tuple[DimensionRange, ...] = ()
-    node_index: NodeIndex | None = None
-    activation_index: ActivationIndex | None = None
+    node: NodeSelection = ABOUT_ALL
 
 
 @dataclass(frozen=True)
 class ResolvedSelection:
-    """A checked selection: its declaration, its layers, and a slice for each axis."""
+    """A checked selection: its declaration, its layers, and a slice for each axis.
+
+    `shapes` are those of the whole tensors, before they are cut, layer by layer: an axis of latents
+    is as long as each layer has some. `about` is the node that it is about, if any: selections
+    with equal ones share their derivers.
+    """
 
     declaration: Declaration
     pass_type: PassType
     layers: tuple[LayerIndex, ...]
     slices: tuple[slice, ...]
-    shape: tuple[int, ...]
-    """Of the whole tensor at one layer, before it is cut; where layers differ, of the largest."""
+    shapes: tuple[tuple[int, ...], ...]
+    about: SelectedNode = NO_NODE
 
     @property
     def dst(self) -> DerivedScalarType:
@@ -65,9 +72,14 @@ class ResolvedSelection:
         return self.declaration.dst
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The largest shape of a layer, axis by axis."""
+        return tuple(max(sizes) for sizes in zip(*self.shapes, strict=True))
+
+    @property
     def n_bytes(self) -> int:
         """Size of the uncut tensors at all layers."""
-        return 4 * math.prod(self.shape) * len(self.layers)
+        return 4 * sum(math.prod(shape) for shape in self.shapes)
 
 
 def find_scalar(name: str, field: str) -> Declaration:
@@ -91,16 +103,12 @@ def find_scalar(name: str, field: str) -> Declaration:
 def check_pass(
     declaration: Declaration,
     pass_type: PassType,
+    prepared: PreparedInference,
     *,
-    has_loss: bool,
     field: str,
-    loss_field: str,
-    offer: RunOffer = LOSS_AT_MOST,
+    inference_field: str,
 ) -> None:
-    """Refuses a gradient that does not exist, and one that nothing is there to take of.
-
-    `has_loss` says that there is a loss or a trace.
-    """
+    """Refuses a gradient that does not exist, and one that the inference has nothing to take of."""
     name = declaration.dst.name
     if pass_type not in declaration.pass_types:
         raise InvalidArgument(
@@ -109,51 +117,55 @@ def check_pass(
             field=field,
             reason="NO_BACKWARD_PASS",
         )
-    if declaration.needs_gradient(pass_type) and not has_loss:
+    if Requirement.TRACE in declaration.requirements and prepared.trace is None:
+        raise InvalidArgument(
+            f"{name} is of a traced activation; give a trace",
+            field=f"{inference_field}.trace",
+            reason="TRACE_NEEDED",
+        )
+    if declaration.needs_gradient(pass_type) and not prepared.has_gradient:
         what = f"the backward pass of {name}" if pass_type is PassType.BACKWARD else name
         raise InvalidArgument(
             f"{what} holds a gradient; give a loss or a trace",
-            field=loss_field,
+            field=f"{inference_field}.loss",
             reason="LOSS_NEEDED",
-        )
-    if Requirement.TRACE in declaration.requirements and not offer.has_trace:
-        raise InvalidArgument(
-            f"{name} is of a traced activation; give a trace",
-            field=f"{offer.prefix}.trace",
-            reason="TRACE_NEEDED",
         )
 
 
 def resolve_selection(
     selection: Selection,
-    shape: ModelShape,
-    n_tokens: int,
+    subject: Subject,
+    prepared: PreparedInference,
     *,
-    has_loss: bool,
     field: str,
-    loss_field: str,
-    offer: RunOffer = LOSS_AT_MOST,
+    inference_field: str,
 ) -> ResolvedSelection:
-    """Checks a selection; errors name the field after the prefix `field`."""
+    """Checks a selection on an inference.
+
+    Errors name the field after the prefix `field`, or `inference_field` for what the inference
+    lacks.
+    """
     declaration = find_scalar(selection.dst, f"{field}.derived_scalar_type")
     check_pass(
         declaration,
         selection.pass_type,
-        has_loss=has_loss,
+        prepared,
         field=f"{field}.pass_type",
-        loss_field=loss_field,
-        offer=offer,
+        inference_field=inference_field,
     )
+    autoencoder = _autoencoder(
+        declaration, subject, prepared, f"{field}.derived_scalar_type", inference_field
+    )
+    shape, n_tokens = subject.model.shape, len(prepared.tokens)
     about = resolve_selected_node(
-        declaration, selection.node, shape, n_tokens, offer.autoencoders, field
+        declaration, selection.node, shape, n_tokens, subject.autoencoders, field
     )
-    autoencoder = _autoencoder(declaration, offer, f"{field}.derived_scalar_type")
     layers = _layers(
         selection.layer_indices,
         declaration,
-        shape,
+        subject,
+        prepared,
         autoencoder,
-        offer.within_layer_latent,
         about,
         f"{field}.layer_indices",
     )
@@ -171,33 +183,45 @@ def resolve_selection(
 def whole_selection(
     declaration: Declaration,
     pass_type: PassType,
-    shape: ModelShape,
-    n_tokens: int,
+    subject: Subject,
+    prepared: PreparedInference,
     *,
-    field: str = "",
-    offer: RunOffer = LOSS_AT_MOST,
+    field: str,
+    inference_field: str,
 ) -> ResolvedSelection:
-    """A scalar at all its layers, uncut; InvalidArgument for one that is about a single node."""
+    """A scalar at all its layers, uncut.
+
+    Raises InvalidArgument for a type that is about a single node, or that the deployment or the
+    inference lacks an autoencoder or a latent for.
+    """
     _refuse_single_node(declaration, field)
-    autoencoder = _autoencoder(declaration, offer, field)
-    layers = layers_of(declaration, shape, autoencoder, offer.within_layer_latent)
-    shapes = tuple(sizes_of(declaration, shape, n_tokens, autoencoder, each) for each in layers)
+    autoencoder = _autoencoder(declaration, subject, prepared, field, inference_field)
+    shape, n_tokens = subject.model.shape, len(prepared.tokens)
+    layers = layers_of(declaration, shape, autoencoder, prepared.within_layer_latent)
     return ResolvedSelection(
         declaration=declaration,
         pass_type=pass_type,
         layers=layers,
         slices=tuple(slice(None) for _ in declaration.dst.dimensions),
-        shapes=shapes,
+        shapes=tuple(
+            sizes_of(declaration, shape, n_tokens, autoencoder, layer) for layer in layers
+        ),
     )
 
 
-def _autoencoder(declaration: Declaration, offer: RunOffer, field: str) -> Autoencoder | None:
+def _autoencoder(
+    declaration: Declaration,
+    subject: Subject,
+    prepared: PreparedInference,
+    field: str,
+    inference_field: str,
+) -> Autoencoder | None:
     return autoencoder_for(
         declaration,
-        offer.autoencoders,
-        offer.within_layer_latent,
+        subject.autoencoders,
+        prepared.within_layer_latent,
         field=field,
-        latent_field=f"{offer.prefix}.within_layer_gradient_index",
+        latent_field=f"{inference_field}.within_layer_gradient_index",
     )
 
 
@@ -213,16 +237,16 @@ def _refuse_single_node(declaration: Declaration, field: str) -> None:
 def _layers(
     wanted: Sequence[int],
     declaration: Declaration,
-    shape: ModelShape,
+    subject: Subject,
+    prepared: PreparedInference,
     autoencoder: Autoencoder | None,
-    latent: WithinLayerLatent | None,
     about: SelectedNode,
     field: str,
 ) -> tuple[LayerIndex, ...]:
-    dst = declaration.dst
-    if not dst.has_layers:
+    name, shape, latent = declaration.dst.name, subject.model.shape, prepared.within_layer_latent
+    if not declaration.dst.has_layers:
         if wanted:
-            raise InvalidArgument(f"{dst.name} has no layers; leave them out", field=field)
+            raise InvalidArgument(f"{name} has no layers; leave them out", field=field)
         return (None,)
     only = about.node.layer if declaration.at_layer_of_node and about.node is not None else None
     for position, layer in enumerate(wanted):
@@ -236,7 +260,7 @@ def _layers(
             raise InvalidArgument(f"layer {layer} is there twice", field=here)
         if only is not None and layer != only:
             raise InvalidArgument(
-                f"{dst.name} exists at the layer of its node alone, layer {only}", field=here
+                f"{name} exists at the layer of its node alone, layer {only}", field=here
             )
         check_exists_at(declaration, layer, autoencoder, latent, here)
     if wanted:
@@ -280,7 +304,6 @@ def _slices(
                 f"which has {size}",
                 field=f"{here}.stop",
             )
-        # An open end is each layer's own.
         slices[axis] = slice(each.start, each.stop)
     return tuple(slices)
 
@@ -298,16 +321,12 @@ class ComponentSpec:
 
 def resolve_component(
     spec: ComponentSpec,
-    shape: ModelShape,
-    n_tokens: int,
+    subject: Subject,
+    prepared: PreparedInference,
     *,
-    has_loss: bool,
     field: str,
-    loss_field: str,
+    inference_field: str,
     by_token_pair: bool = False,
-    autoencoders: AutoencoderSet = NO_AUTOENCODERS,
-    latent: WithinLayerLatent | None = None,
-    latent_field: str = "inference.within_layer_gradient_index",
 ) -> ResolvedSelection:
     """Checks a component; the selection answered is its own scalars at its layer.
 
@@ -334,20 +353,18 @@ def resolve_component(
     check_pass(
         declaration,
         spec.pass_type,
-        has_loss=has_loss,
+        prepared,
         field=f"{field}.pass_type",
-        loss_field=loss_field,
+        inference_field=inference_field,
     )
-    autoencoder = autoencoder_for(
-        declaration,
-        autoencoders,
-        latent,
-        field=f"{component}.derived_scalar_type",
-        latent_field=latent_field,
-    )
+    shape, latent = subject.model.shape, prepared.within_layer_latent
     check_layer(spec.layer_index, dst.name, dst.has_layers, shape, component)
-    check_exists_at(declaration, spec.layer_index, autoencoder, latent, f"{component}.layer_index")
-    sizes = sizes_of(declaration, shape, n_tokens, autoencoder, spec.layer_index)
+    autoencoder = _autoencoder(
+        declaration, subject, prepared, f"{component}.derived_scalar_type", inference_field
+    )
+    here = f"{component}.layer_index"
+    check_exists_at(declaration, spec.layer_index, autoencoder, latent, here)
+    sizes = sizes_of(declaration, shape, len(prepared.tokens), autoencoder, spec.layer_index)
     if not 0 <= spec.component_index < sizes[-1]:
         raise InvalidArgument(
             f"component {spec.component_index} is not in {dst.dimensions[-1].value}, "

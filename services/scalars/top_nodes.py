@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from services.scalars.model.locations import Dimension, ModelShape, PassType
+from services.scalars.inference import PreparedInference
+from services.scalars.model.locations import Dimension, PassType
+from services.scalars.model.subject import Subject
 from services.scalars.selections import (
     ResolvedSelection,
     check_pass,
@@ -33,7 +35,8 @@ class TopNodesSpec:
     """Which nodes to list.
 
     `count` is that of the largest and of the smallest of each type, None for every node;
-    `sum_dimensions` are those that the sums keep, None for the token dimensions.
+    `sum_dimensions` are those that the sums keep, None for the token dimensions. With a
+    `first_layer` only its nodes and those of later layers are listed.
     """
 
     groups: tuple[ScalarGroup, ...]
@@ -42,6 +45,7 @@ class TopNodesSpec:
     pass_type: PassType = PassType.FORWARD
     sum_dimensions: tuple[Dimension, ...] | None = None
     exclude_bottom: bool = False
+    first_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,41 @@ class ResolvedTopNodes:
         """All that must be derived, each once."""
         return tuple({each.dst.name: each for group in self.groups for each in group}.values())
 
+    @property
+    def node_layout(self) -> tuple[Hashable, ...]:
+        """Equal where nodes of two requests can be united."""
+        return tuple(
+            (each.dst.node_type, each.dst.dimensions, each.layers) for each in self.groups[0]
+        )
+
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes that it lists."""
+        number = 0
+        for group in self.groups:
+            for each in group:
+                elements = each.n_bytes // 4
+                if self.token_index is not None:
+                    elements //= each.shape[0]
+                wanted = elements if self.spec.count is None else 2 * self.spec.count
+                number += min(elements, wanted)
+        return number
+
+    def ranked_layers(self, each: ResolvedSelection) -> tuple[LayerIndex, ...]:
+        """The layers whose nodes may be listed."""
+        first = self.spec.first_layer
+        if first is None:
+            return each.layers
+        return tuple(layer for layer in each.layers if layer is not None and layer >= first)
+
 
 def resolve_top_nodes(
     spec: TopNodesSpec,
-    shape: ModelShape,
-    n_tokens: int,
+    subject: Subject,
+    prepared: PreparedInference,
     *,
-    has_loss: bool,
     field: str,
-    loss_field: str,
+    inference_field: str,
 ) -> ResolvedTopNodes:
     """Checks a request for top nodes; errors name the field after the prefix `field`."""
     groups = tuple(
@@ -73,18 +103,18 @@ def resolve_top_nodes(
             _resolve_member(
                 name,
                 spec.pass_type,
-                shape,
-                n_tokens,
-                has_loss,
+                subject,
+                prepared,
                 f"{field}.groups[{position}].derived_scalar_types[{index}]",
                 f"{field}.pass_type",
-                loss_field,
+                inference_field,
             )
             for index, name in enumerate(group.dsts)
         )
         for position, group in enumerate(spec.groups)
     )
     _check_groups(spec, groups, field)
+    n_tokens = len(prepared.tokens)
     token = spec.token_index
     if token is not None:
         if not -n_tokens <= token < n_tokens:
@@ -98,6 +128,12 @@ def resolve_top_nodes(
             "{} is by token pair; a token index needs a type by token",
             f"{field}.token_index",
         )
+    if spec.first_layer is not None and not 0 <= spec.first_layer < shape.layers:
+        raise InvalidArgument(
+            f"layer {spec.first_layer} does not exist; the model has layers 0 to "
+            f"{shape.layers - 1}",
+            field=f"{field}.first_layer",
+        )
     for position, dimension in enumerate(spec.sum_dimensions or ()):
         _check_every(
             groups,
@@ -106,7 +142,8 @@ def resolve_top_nodes(
             f"{field}.sum_dimensions.dimensions[{position}]",
         )
     resolved = ResolvedTopNodes(spec, groups, None if token is None else token % n_tokens)
-    _check_number(resolved, field)
+    if resolved.max_nodes > MAX_NODES:
+        raise too_many_nodes(resolved.max_nodes, field)
     return resolved
 
 
@@ -133,7 +170,7 @@ def _check_groups(
                 field=f"{here}.derived_scalar_types",
             )
         for index, (each, other) in enumerate(zip(members, first, strict=True)):
-            if (each.shape, each.layers) != (other.shape, other.layers):
+            if (each.shapes, each.layers) != (other.shapes, other.layers):
                 raise InvalidArgument(
                     f"{each.dst.name} is not indexed as {other.dst.name} is, so that their nodes "
                     "can't be united",
@@ -156,16 +193,17 @@ def _check_every(
 def _resolve_member(
     name: str,
     pass_type: PassType,
-    shape: ModelShape,
-    n_tokens: int,
-    has_loss: bool,
+    subject: Subject,
+    prepared: PreparedInference,
     field: str,
     pass_field: str,
-    loss_field: str,
+    inference_field: str,
 ) -> ResolvedSelection:
     declaration = find_scalar(name, field)
-    check_pass(declaration, pass_type, has_loss=has_loss, field=pass_field, loss_field=loss_field)
-    resolved = whole_selection(declaration, pass_type, shape, n_tokens)
+    check_pass(declaration, pass_type, prepared, field=pass_field, inference_field=inference_field)
+    resolved = whole_selection(
+        declaration, pass_type, subject, prepared, field=field, inference_field=inference_field
+    )
     if len(resolved.shape) > 3:
         raise InvalidArgument(
             f"{name} has {len(resolved.shape)} dimensions; a node has at most 3 indices",
@@ -174,19 +212,11 @@ def _resolve_member(
     return resolved
 
 
-def _check_number(resolved: ResolvedTopNodes, field: str) -> None:
-    number = 0
-    for group in resolved.groups:
-        for each in group:
-            elements = each.n_bytes // 4
-            if resolved.token_index is not None:
-                elements //= each.shape[0]
-            wanted = elements if resolved.spec.count is None else 2 * resolved.spec.count
-            number += min(elements, wanted)
-    if number > MAX_NODES:
-        raise ResourceExhausted(
-            f"up to {number} nodes would be listed; {MAX_NODES} is the most. Ask for fewer",
-            field=f"{field}.top_and_bottom_count",
-            reason="REQUEST_TOO_LARGE",
-            metadata={"nodes": str(number), "limit": str(MAX_NODES)},
-        )
+def too_many_nodes(number: int, field: str) -> ResourceExhausted:
+    """The refusal of a request that would list so many nodes."""
+    return ResourceExhausted(
+        f"up to {number} nodes would be listed; {MAX_NODES} is the most. Ask for fewer",
+        field=f"{field}.top_and_bottom_count",
+        reason="REQUEST_TOO_LARGE",
+        metadata={"nodes": str(number), "limit": str(MAX_NODES)},
+    )

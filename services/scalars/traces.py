@@ -20,6 +20,7 @@ from services.scalars.deriving.residual_points import ResidualPoint, leaving_las
 from services.scalars.losses import Loss
 from services.scalars.model.blocks import ALL_PARTS, AttentionPart
 from services.scalars.model.family import SubjectModel
+from services.scalars.model.locations import ModelShape
 from services.scalars.nodes import Node, NonlinearitySide, node_activation, resolve_node
 from shared.errors import InvalidArgument
 
@@ -133,7 +134,7 @@ class Trace:
 def resolve_trace(
     spec: TraceSpec,
     loss: Loss | None,
-    model: SubjectModel,
+    shape: ModelShape,
     autoencoders: AutoencoderSet,
     n_tokens: int,
     *,
@@ -147,7 +148,7 @@ def resolve_trace(
     type v, one that is itself of type v or not strictly downstream, a trace of type v with neither
     or both of a downstream node and a loss, and a loss beside any other trace.
     """
-    trace = _resolve(spec, model, autoencoders, n_tokens, field)
+    trace = _resolve(spec, shape, autoencoders, n_tokens, field)
     if trace.attention_trace_type is not AttentionTraceType.VALUE:
         if loss is not None:
             raise InvalidArgument(
@@ -176,7 +177,7 @@ def resolve_trace(
             "what is downstream can't be traced through its value; it must be q, k or qk",
             field=f"{below}.attention_trace_type",
         )
-    downstream = _resolve(spec.downstream, model, autoencoders, n_tokens, below)
+    downstream = _resolve(spec.downstream, shape, autoencoders, n_tokens, below)
     if not downstream.residual.is_after(trace.node.layer, trace.node.location_within_layer):
         raise InvalidArgument(
             f"a {downstream.node.node_type.value} of layer {downstream.node.layer} is not "
@@ -193,9 +194,9 @@ def resolve_trace(
 
 
 def _resolve(
-    spec: TraceSpec, model: SubjectModel, autoencoders: AutoencoderSet, n_tokens: int, field: str
+    spec: TraceSpec, shape: ModelShape, autoencoders: AutoencoderSet, n_tokens: int, field: str
 ) -> Trace:
-    node = resolve_node(spec.node, model, autoencoders, n_tokens, f"{field}.node_index")
+    node = resolve_node(spec.node, shape, autoencoders, n_tokens, f"{field}.node_index")
     kind = spec.attention_trace_type
     if node.is_head and kind is None:
         raise InvalidArgument(

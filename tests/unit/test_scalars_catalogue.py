@@ -19,7 +19,15 @@ from services.scalars.model.locations import (
     PassType,
 )
 
-SERVED_ROWS = {*range(1, 18), *range(19, 25), *range(27, 45), *range(54, 57), 58, 59, 72, 86}
+SERVED_ROWS = {
+    *range(1, 18),
+    *range(19, 25),
+    *range(27, 45),
+    *range(54, 57),
+    *range(58, 62),
+    63,
+    *range(72, 91),
+}
 """Rows of the contract that this release serves."""
 
 WITH_BACKWARD = {*range(1, 18), 19, 20, 42, 59}

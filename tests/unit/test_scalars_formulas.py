@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.scalars.ablations import AblationSpec
-from services.scalars.catalogue import CATALOGUE
+from services.scalars.catalogue import CATALOGUE, Requirement
 from services.scalars.data_plane import DataPlane
 from services.scalars.deriving.indexing import ActivationIndex
 from services.scalars.engine import Engine
@@ -27,7 +27,12 @@ from tests.unit.scalars_float64 import Float64Model, Scalars, derived, flat
 
 PROMPT = "The cat sat on the mat, and the dog"
 LOSS = LossSpec(LossKind.LOGIT_DIFF, (" cat", " dog"), (" the",))
-SERVED = [each for each in CATALOGUE if each.make is not None]
+SERVED = [
+    each
+    for each in CATALOGUE
+    if each.requirements <= {Requirement.GRADIENT, Requirement.NO_LAYER} and each.make is not None
+]
+"""Types of the model alone: without traces, edges and autoencoders."""
 
 Derived = dict[tuple[str, PassType], dict[int | None, NDArray[np.float32]]]
 

@@ -8,6 +8,8 @@ import pytest
 
 from services.scalars.catalogue import CATALOGUE
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
+from services.scalars.inference import PreparedInference
+from services.scalars.losses import Loss, LossKind
 from services.scalars.model.locations import (
     ActivationLocationType,
     Dimension,
@@ -15,6 +17,7 @@ from services.scalars.model.locations import (
     PassType,
 )
 from services.scalars.model.subject import Subject, load_subject
+from services.scalars.selected_nodes import NodeSelection
 from services.scalars.selections import (
     ComponentSpec,
     DimensionRange,
@@ -35,6 +38,11 @@ from tests.unit.scalars_refused import TOKENS, refused
 BACKWARD = PassType.BACKWARD
 
 
+def run(has_loss: bool = False) -> PreparedInference:
+    loss = Loss(LossKind.ZERO, (), (), 0) if has_loss else None
+    return PreparedInference((0,) * TOKENS, (), loss)
+
+
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     path: Path = write_checkpoint(tmp_path_factory.mktemp("model"))
@@ -45,21 +53,19 @@ def test_selections(subject: Subject) -> None:
     def resolve(selection: Selection, has_loss: bool = True) -> object:
         return resolve_selection(
             selection,
-            subject.model.shape,
-            TOKENS,
-            has_loss=has_loss,
+            subject,
+            run(has_loss),
             field="s",
-            loss_field="inference.loss",
+            inference_field="inference",
         )
 
     tokens, neurons = Dimension.SEQUENCE_TOKENS, Dimension.MLP_ACTS
     cut = resolve_selection(
         Selection("mlp_post_act", layer_indices=(2, 0), ranges=(DimensionRange(neurons, 3, 5),)),
-        subject.model.shape,
-        TOKENS,
-        has_loss=False,
+        subject,
+        run(),
         field="",
-        loss_field="",
+        inference_field="",
     )
     assert cut.layers == (2, 0)
     assert cut.slices == (slice(None), slice(3, 5))
@@ -97,14 +103,19 @@ def test_selections(subject: Subject) -> None:
             "2 to 2",
         ),
         (
-            Selection("mlp_post_act", node_index=NodeIndex(NodeType.MLP_NEURON, (0, 0), 0)),
+            Selection(
+                "mlp_post_act",
+                node=NodeSelection(NodeIndex(NodeType.MLP_NEURON, (0, 0), 0)),
+            ),
             "s.node_index",
             "takes no",
         ),
         (
             Selection(
                 "mlp_post_act",
-                activation_index=ActivationIndex(ActivationLocationType.LOGITS, (0, 0), None),
+                node=NodeSelection(
+                    activation_index=ActivationIndex(ActivationLocationType.LOGITS, (0, 0), None)
+                ),
             ),
             "s.activation_index",
             "takes no",
@@ -133,11 +144,10 @@ def test_components(subject: Subject) -> None:
     def resolve(spec: ComponentSpec, by_token_pair: bool = False) -> object:
         return resolve_component(
             spec,
-            subject.model.shape,
-            TOKENS,
-            has_loss=False,
+            subject,
+            run(),
             field="spec",
-            loss_field="inference.loss",
+            inference_field="inference",
             by_token_pair=by_token_pair,
         )
 
@@ -171,11 +181,10 @@ def test_top_nodes(subject: Subject) -> None:
     def resolve(spec: TopNodesSpec) -> object:
         return resolve_top_nodes(
             spec,
-            subject.model.shape,
-            TOKENS,
-            has_loss=False,
+            subject,
+            run(),
             field="spec",
-            loss_field="inference.loss",
+            inference_field="inference",
         )
 
     def group(*dsts: str, name: str = "write_norm") -> ScalarGroup:
@@ -244,16 +253,14 @@ def test_top_nodes(subject: Subject) -> None:
     ]
     for spec, field, word in cases:
         refused(lambda spec=spec: resolve(spec), field, word)  # type: ignore[misc]
-    shape = subject.model.shape
-    tokens = MAX_NODES // (shape.layers * NEURONS) + 1
+    tokens = MAX_NODES // (subject.model.shape.layers * NEURONS) + 1
     refused(
         lambda: resolve_top_nodes(
             TopNodesSpec((group("mlp_post_act"),)),
-            shape,
-            tokens,
-            has_loss=False,
+            subject,
+            PreparedInference((0,) * tokens, (), None),
             field="spec",
-            loss_field="",
+            inference_field="",
         ),
         "spec.top_and_bottom_count",
         str(MAX_NODES),

@@ -7,12 +7,22 @@ The service's list of types, the validation of requests and docs/scalars.md come
 from __future__ import annotations
 
 from neuropil import names
-from services.scalars.catalogue import attention, later, mlp, raw, residual, vectors
+from services.scalars.catalogue import (
+    attention,
+    edges,
+    later,
+    mlp,
+    raw,
+    residual,
+    traced,
+    vectors,
+    vocabulary,
+)
 from services.scalars.catalogue.declaration import Catalogue, Declaration, Derivers, Requirement
 
 __all__ = ["CATALOGUE", "Catalogue", "Declaration", "Derivers", "Requirement"]
 
-_MODULES = (attention, later, mlp, raw, residual, vectors)
+_MODULES = (attention, edges, later, mlp, raw, residual, traced, vectors, vocabulary)
 
 
 def _number(declaration: Declaration) -> int:

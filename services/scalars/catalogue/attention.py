@@ -17,7 +17,8 @@ from services.scalars.catalogue.gradients import (
 )
 from services.scalars.deriving.config import DstConfig
 from services.scalars.deriving.deriver import ScalarDeriver
-from services.scalars.deriving.sources import RawScalarSource
+from services.scalars.deriving.residual_points import ResidualPoint
+from services.scalars.deriving.sources import RawScalarSource, ScalarSource
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import LayerIndex, LocationWithinLayer, PassType
 
@@ -79,23 +80,36 @@ def _head_directions(
     return directions
 
 
-def _direct_effect_by_pair(derivers: Derivers) -> ScalarDeriver:
+def effect_by_pair(
+    derivers: Derivers, name: str, direction: ScalarSource, point: ResidualPoint
+) -> ScalarDeriver:
+    """P v_k W_O^h · d_q, for a direction d (T, D) at a point; 0 where not upstream of it."""
     config = derivers.config
 
     def effect(tensors: tuple[Tensor, ...], layer: LayerIndex, pass_type: PassType) -> Tensor:
-        probs, values, gradient = tensors
+        probs, values, vectors = tensors
         result = torch.zeros_like(probs)
-        if is_upstream(config, layer, _AT):
-            rows = rows_with_gradient(gradient)
-            directions = _head_directions(config, gradient, rows, layer)
+        if point.is_after(layer, _AT):
+            rows = rows_with_gradient(vectors)
+            directions = _head_directions(config, vectors, rows, layer)
             result[rows] = probs[rows] * torch.einsum("she,the->tsh", values, directions)
         return result
 
     return ScalarDeriver(
-        dst=derivers.dst("unflattened_attn_write_to_final_residual_grad"),
+        dst=derivers.dst(name),
         dst_config=config,
-        sources=(_PROBS, _VALUES, final_residual_gradient(config)),
+        sources=(_PROBS, _VALUES, direction),
         function=effect,
+    )
+
+
+def _direct_effect_by_pair(derivers: Derivers) -> ScalarDeriver:
+    config = derivers.config
+    return effect_by_pair(
+        derivers,
+        "unflattened_attn_write_to_final_residual_grad",
+        final_residual_gradient(config),
+        config.final_residual,
     )
 
 

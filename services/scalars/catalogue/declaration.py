@@ -46,6 +46,13 @@ class Requirement(StrEnum):
     WITHIN_LAYER_LATENT = "the within-layer gradient index of one of its latents"
 
 
+class NodeRole(StrEnum):
+    """Which end of the edges the one node is that a type takes."""
+
+    UPSTREAM = "upstream"
+    DOWNSTREAM = "downstream"
+
+
 Make = Callable[["Derivers"], ScalarDeriver]
 """Makes a type's deriver, given where to find those that it builds on."""
 
@@ -55,7 +62,8 @@ class Declaration:
     """A derived scalar type: all that the service, its validation and its documents say of it.
 
     `make` is None for a type of the contract that this release does not derive. `backward` says
-    that a gradient exists as well.
+    that a gradient exists as well. `node_role` is set where a type takes one node; one that exists
+    only at that node's layer says so by `at_layer_of_node`.
     """
 
     dst: DerivedScalarType
@@ -63,6 +71,8 @@ class Declaration:
     requirements: frozenset[Requirement]
     make: Make | None
     backward: bool
+    node_role: NodeRole | None = None
+    at_layer_of_node: bool = False
 
     @property
     def pass_types(self) -> tuple[PassType, ...]:
@@ -86,6 +96,8 @@ def declare(
     backward: bool = False,
     at: LocationWithinLayer | None = None,
     node_type: NodeType | None = None,
+    node_role: NodeRole | None = None,
+    at_layer_of_node: bool = False,
 ) -> Declaration:
     """Declares a type; `at` is its place in the layer, for what is upstream or downstream of it."""
     requirements = frozenset(requires)
@@ -96,7 +108,7 @@ def declare(
         location_within_layer=at,
         declared_node_type=node_type,
     )
-    return Declaration(dst, formula, requirements, make, backward)
+    return Declaration(dst, formula, requirements, make, backward, node_role, at_layer_of_node)
 
 
 class Catalogue:

@@ -17,7 +17,6 @@ from services.scalars.catalogue.declaration import (
     Requirement,
     S,
     T,
-    V,
     declare,
 )
 from services.scalars.model.locations import Dimension, NodeType
@@ -68,28 +67,10 @@ _ROWS: tuple[_Row, ...] = (
     ),
     ("online_autoencoder_write", (T, A, D), "z · w_n", (_SINGLE,)),
     (
-        "mlp_write_to_final_activation_residual_grad",
-        (T, F),
-        "f · (W_out[n] · g~)",
-        (_TRACE,),
-    ),
-    (
-        "unflattened_attn_write_to_final_activation_residual_grad",
-        (T, S, H),
-        "P v_k W_O^h · g~_q",
-        (_TRACE,),
-    ),
-    (
         "online_autoencoder_write_to_final_activation_residual_grad",
         (T, A),
         "z · (w_n · g~)",
         (_SINGLE, _TRACE),
-    ),
-    (
-        "resid_post_embedding_proj_to_final_activation_residual_grad",
-        (T, ONE),
-        "x0 · g~",
-        (_TRACE, _NO_LAYER),
     ),
     (
         "autoencoder_latent_grad_wrt_residual_input",
@@ -133,93 +114,6 @@ _ROWS: tuple[_Row, ...] = (
         (T, H, A),
         "Σ_k P v_k W_O^h · ∇_x z[q], for every latent",
         (_ATTN,),
-    ),
-    (
-        "single_node_write",
-        (T, D),
-        "the write vector of one node at its token, 0 elsewhere",
-        (_NODE,),
-    ),
-    (
-        "grad_of_single_subnode_attribution",
-        (T, D),
-        "∇_x of one node's activation times its gradient, the gradient held constant",
-        (_NODE, _GRADIENT),
-    ),
-    (
-        "attn_out_edge_attribution",
-        (T, S, H),
-        "P v_k W_O^h · that gradient, 0 where it is not upstream",
-        (_NODE, _GRADIENT),
-    ),
-    ("mlp_out_edge_attribution", (T, F), "f W_out[n] · that gradient", (_NODE, _GRADIENT)),
-    (
-        "online_autoencoder_out_edge_attribution",
-        (T, A),
-        "z w_n · that gradient",
-        (_NODE, _GRADIENT, _SINGLE),
-    ),
-    (
-        "attn_query_in_edge_attribution",
-        (T, S, H),
-        "change of P · dP along one node's write through the query, dP held constant",
-        (_NODE, _GRADIENT),
-    ),
-    (
-        "attn_key_in_edge_attribution",
-        (T, S, H),
-        "the same through the key",
-        (_NODE, _GRADIENT),
-    ),
-    (
-        "attn_value_in_edge_attribution",
-        (T, S, H),
-        "change of (P v) · d(Σ_k P v) along one node's write through the value",
-        (_NODE, _GRADIENT),
-    ),
-    (
-        "mlp_in_edge_attribution",
-        (T, F),
-        "change of f · df along one node's write, df held constant",
-        (_NODE, _GRADIENT),
-    ),
-    (
-        "online_autoencoder_in_edge_attribution",
-        (T, A),
-        "change of z · dz along one node's write, dz held constant",
-        (_NODE, _GRADIENT, _SINGLE),
-    ),
-    (
-        "token_out_edge_attribution",
-        (T, ONE),
-        "x0 · gradient of one node's attribution",
-        (_NODE, _GRADIENT, _NO_LAYER),
-    ),
-    (
-        "single_node_write_to_final_residual_grad",
-        (T, ONE),
-        "the write vector of one node · g",
-        (_NODE, _GRADIENT),
-    ),
-    (
-        "vocab_token_write_to_input_direction",
-        (T, V),
-        "pre-activation of one neuron or latent if its block's input were wte[v]",
-        (_ACTIVATION, _NO_LAYER),
-    ),
-    (
-        "attn_query_in_edge_activation",
-        (T, S, H),
-        "change of P along one node's write through the query, layer norm scale held constant",
-        (_NODE,),
-    ),
-    ("attn_key_in_edge_activation", (T, S, H), "the same through the key", (_NODE,)),
-    ("mlp_in_edge_activation", (T, F), "change of f along one node's write", (_NODE,)),
-    (
-        "online_autoencoder_in_edge_activation",
-        (T, A),
-        "change of z along one node's write",
-        (_NODE, _SINGLE),
     ),
 )
 

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor
 
 from services.scalars.catalogue.declaration import D, Derivers, F, Requirement, T, declare
-from services.scalars.catalogue.gradients import (
-    final_residual_gradient,
-    is_upstream,
-    rows_with_gradient,
-)
+from services.scalars.catalogue.gradients import final_residual_gradient, rows_with_gradient
 from services.scalars.deriving.deriver import ScalarDeriver
-from services.scalars.deriving.sources import RawScalarSource
+from services.scalars.deriving.residual_points import ResidualPoint
+from services.scalars.deriving.sources import RawScalarSource, ScalarSource
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import LayerIndex, LocationWithinLayer, PassType
 
@@ -47,21 +44,29 @@ def _act_times_grad(derivers: Derivers) -> ScalarDeriver:
     )
 
 
-def _direct_effect(derivers: Derivers) -> ScalarDeriver:
-    config = derivers.config
-    weights = config.model.write.mlp
+def effect_of_neurons(
+    derivers: Derivers, name: str, direction: ScalarSource, point: ResidualPoint
+) -> ScalarDeriver:
+    """f · (W_out[n] · d), for a direction d (T, D) at a point; 0 where not upstream of it."""
+    weights = derivers.config.model.write.mlp
 
-    def effect(post: Tensor, gradient: Tensor, layer: LayerIndex) -> Tensor:
+    def effect(post: Tensor, vectors: Tensor, layer: LayerIndex) -> Tensor:
         result = torch.zeros_like(post)
-        if is_upstream(config, layer, LocationWithinLayer.MLP):
-            rows = rows_with_gradient(gradient)
-            result[rows] = post[rows] * (gradient[rows] @ weights[_layer(layer)].T)
+        if point.is_after(layer, LocationWithinLayer.MLP):
+            rows = rows_with_gradient(vectors)
+            result[rows] = post[rows] * (vectors[rows] @ weights[_layer(layer)].T)
         return result
 
-    return derivers["mlp_post_act"].combine(
-        effect,
+    return derivers["mlp_post_act"].combine(effect, direction, derivers.dst(name))
+
+
+def _direct_effect(derivers: Derivers) -> ScalarDeriver:
+    config = derivers.config
+    return effect_of_neurons(
+        derivers,
+        "mlp_write_to_final_residual_grad",
         final_residual_gradient(config),
-        derivers.dst("mlp_write_to_final_residual_grad"),
+        config.final_residual,
     )
 
 

@@ -14,10 +14,11 @@ from services.scalars.catalogue.declaration import (
     T,
     declare,
 )
-from services.scalars.catalogue.gradients import final_residual_gradient, is_upstream
+from services.scalars.catalogue.gradients import final_residual_gradient
 from services.scalars.deriving.deriver import ScalarDeriver
 from services.scalars.deriving.layer_indexers import NO_LAYERS
-from services.scalars.deriving.sources import RawScalarSource
+from services.scalars.deriving.residual_points import ResidualPoint
+from services.scalars.deriving.sources import RawScalarSource, ScalarSource
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import LayerIndex, LocationWithinLayer, PassType
 
@@ -28,19 +29,28 @@ def _norm(name: str, source: str) -> Make:
     )
 
 
+def projection_to(
+    derivers: Derivers, name: str, source: str, direction: ScalarSource, point: ResidualPoint
+) -> ScalarDeriver:
+    """x · d by token, for a direction d (T, D) at a point; 0 where x is not upstream of it."""
+    deriver = derivers[source]
+
+    def project(tensor: Tensor, vectors: Tensor, layer: LayerIndex) -> Tensor:
+        if not point.is_after(layer, deriver.location_within_layer):
+            return torch.zeros_like(tensor[:, :1])
+        return (tensor * vectors).sum(dim=-1, keepdim=True)
+
+    return deriver.combine(project, direction, derivers.dst(name))
+
+
 def _projection(name: str, source: str) -> Make:
-    def make(derivers: Derivers) -> ScalarDeriver:
-        config = derivers.config
-        deriver = derivers[source]
-
-        def project(tensor: Tensor, gradient: Tensor, layer: LayerIndex) -> Tensor:
-            if not is_upstream(config, layer, deriver.location_within_layer):
-                return torch.zeros_like(tensor[:, :1])
-            return (tensor * gradient).sum(dim=-1, keepdim=True)
-
-        return deriver.combine(project, final_residual_gradient(config), derivers.dst(name))
-
-    return make
+    return lambda derivers: projection_to(
+        derivers,
+        name,
+        source,
+        final_residual_gradient(derivers.config),
+        derivers.config.final_residual,
+    )
 
 
 def _token_attribution(derivers: Derivers) -> ScalarDeriver:

@@ -26,6 +26,7 @@ def inference_result(result: InferenceResult) -> scalars.InferenceResult:
         memory_used_before=result.memory_used_before,
         memory_used_after=result.memory_used_after,
         loss=result.loss,
+        traced_activation=result.traced_activation,
         token_ids=result.tokens,
         tokens=result.token_strings,
     )

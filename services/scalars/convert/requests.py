@@ -14,28 +14,39 @@ from services.scalars.ablations import AblationSpec
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
 from services.scalars.inference import InferenceSpec
 from services.scalars.losses import LossKind, LossSpec
+from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import (
     ActivationLocationType,
     Dimension,
     NodeType,
     PassType,
 )
+from services.scalars.nodes import NonlinearitySide
+from services.scalars.selected_nodes import NodeSelection
 from services.scalars.selections import ComponentSpec, DimensionRange, Selection
 from services.scalars.top_nodes import ScalarGroup, TopNodesSpec
-from shared.errors import Unimplemented
+from services.scalars.traces import AttentionTraceType, TraceSpec
+
+_ATTENTION_PARTS = {
+    scalars.ATTENTION_PART_UNSPECIFIED: None,
+    scalars.ATTENTION_PART_QUERY: AttentionPart.QUERY,
+    scalars.ATTENTION_PART_KEY: AttentionPart.KEY,
+    scalars.ATTENTION_PART_VALUE: AttentionPart.VALUE,
+}
 
 
 def inference_spec(message: scalars.InferenceSpec, field: str = "inference") -> InferenceSpec:
-    """What to run; Unimplemented for what a later release runs."""
-    for name in ("trace", "within_layer_gradient_index"):
-        if message.HasField(name):
-            raise Unimplemented(f"{name} is not served yet", field=f"{field}.{name}")
+    """What to run."""
     return InferenceSpec(
         prompt=message.prompt,
         ablations=tuple(
             AblationSpec(activation_index(each.index), each.value) for each in message.ablations
         ),
         loss=_loss(message.loss) if message.HasField("loss") else None,
+        trace=_trace(message.trace) if message.HasField("trace") else None,
+        within_layer_gradient_index=activation_index(message.within_layer_gradient_index)
+        if message.HasField("within_layer_gradient_index")
+        else None,
         prepend_beginning_token=message.prepend_beginning_token,
     )
 
@@ -46,6 +57,21 @@ def _loss(message: scalars.LossFunction) -> LossSpec:
         target_tokens=tuple(message.target_tokens),
         distractor_tokens=tuple(message.distractor_tokens),
         position=message.position if message.HasField("position") else None,
+    )
+
+
+def _trace(message: scalars.Trace) -> TraceSpec:
+    kind = message.attention_trace_type
+    return TraceSpec(
+        node=node_index(message.node_index),
+        side=NonlinearitySide(names.NONLINEARITY_SIDES.name(message.side))
+        if message.side
+        else NonlinearitySide.PRE_ACT,
+        detach_layer_norm_scale=message.detach_layer_norm_scale,
+        attention_trace_type=AttentionTraceType(names.ATTENTION_TRACE_TYPES.name(kind))
+        if kind
+        else None,
+        downstream=_trace(message.downstream) if message.HasField("downstream") else None,
     )
 
 
@@ -64,7 +90,8 @@ def activation_index(message: common.ActivationIndex) -> ActivationIndex:
     )
 
 
-def _node_index(message: common.NodeIndex) -> NodeIndex:
+def node_index(message: common.NodeIndex) -> NodeIndex:
+    """A node, or the slice of nodes that an open index stands for."""
     return NodeIndex(
         NodeType(names.NODE_TYPES.name(message.node_type)),
         _indices(message.tensor_indices),
@@ -91,10 +118,14 @@ def selection(message: scalars.ScalarSelection) -> Selection:
             )
             for each in message.ranges
         ),
-        node_index=_node_index(message.node_index) if message.HasField("node_index") else None,
-        activation_index=activation_index(message.activation_index)
-        if message.HasField("activation_index")
-        else None,
+        node=NodeSelection(
+            node_index=node_index(message.node_index) if message.HasField("node_index") else None,
+            attention_part=_ATTENTION_PARTS[message.attention_part],
+            activation_index=activation_index(message.activation_index)
+            if message.HasField("activation_index")
+            else None,
+            detach_layer_norm_scale=message.detach_layer_norm_scale,
+        ),
     )
 
 
