@@ -110,6 +110,13 @@ class Scalars(Servicer):
             ),
         )
 
+    async def DeriveComponentByTokenPair(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return v1.DeriveComponentByTokenPairResponse(
+            inference=v1.InferenceResult(seconds=0.1, token_ids=[1, 2], tokens=["The", " cat"]),
+            scalars=PAIRS,
+        )
+
     async def ListTopNodes(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         return v1.ListTopNodesResponse()

@@ -5,6 +5,7 @@
 ...     record = client.records.token_record("mlp_post_act", 0, 3, datasets=["demo"])
 """
 
+from neuropil._inference import Ablation, Activation, Inference, Loss, NodeIndex, Trace
 from neuropil._record_types import (
     Explanation,
     SearchHit,
@@ -13,7 +14,24 @@ from neuropil._record_types import (
     TokenRecord,
     TokenSequence,
 )
-from neuropil._scalars import Ablation, DerivedScalars, Loss, Node
+from neuropil._scalar_results import (
+    Attribution,
+    BatchRun,
+    ComponentScalars,
+    DerivedScalars,
+    Node,
+    TopNodes,
+    TopTokens,
+    VocabularyScore,
+)
+from neuropil._scalar_specs import (
+    AttributionSpec,
+    ComponentSpec,
+    ScoredTokensSpec,
+    TensorSpec,
+    TokenPairSpec,
+    TopNodesSpec,
+)
 from neuropil._simulation import ScoredExplanation, ScoredSequence, Simulation
 from neuropil.client import Client, connect
 from neuropil.errors import NeuropilError, PartialAnswerWarning
@@ -22,21 +40,37 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Ablation",
+    "Activation",
+    "Attribution",
+    "AttributionSpec",
+    "BatchRun",
     "Client",
+    "ComponentScalars",
+    "ComponentSpec",
     "DerivedScalars",
     "Explanation",
+    "Inference",
     "Loss",
     "NeuropilError",
     "Node",
+    "NodeIndex",
     "PartialAnswerWarning",
     "ScoredExplanation",
     "ScoredSequence",
+    "ScoredTokensSpec",
     "SearchHit",
     "Simulation",
+    "TensorSpec",
     "TokenPairRecord",
     "TokenPairSequence",
+    "TokenPairSpec",
     "TokenRecord",
     "TokenSequence",
+    "TopNodes",
+    "TopNodesSpec",
+    "TopTokens",
+    "Trace",
+    "VocabularyScore",
     "__version__",
     "connect",
 ]

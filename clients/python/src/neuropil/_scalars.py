@@ -2,103 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuropil import names
-from neuropil.common import v1 as common
+from neuropil._inference import Ablation, Inference, Loss, Trace
+from neuropil._record_types import TokenPairSequence
+from neuropil._scalar_results import (
+    BatchRun,
+    ComponentScalars,
+    DerivedScalars,
+    Node,
+    batch_result_of,
+    component_scalars_of,
+    run_of,
+    token_pairs_of,
+    top_nodes_of,
+)
+from neuropil._scalar_specs import ComponentSpec, Spec, TensorSpec, TokenPairSpec, TopNodesSpec
 from neuropil.errors import NeuropilError, translated
 from neuropil.scalars import v1
 from neuropil.tensors import to_array
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What a backward pass starts from, at the last token of the prompt."""
-
-    kind: str
-    """logit_diff, logit_minus_mean, probs or zero."""
-    targets: Sequence[str] = ()
-    """Strings that each are one token."""
-    distractors: Sequence[str] = ()
-    """Strings that each are one token; logit_diff only."""
-
-    def message(self) -> v1.LossFunction:
-        """As the contract says it.
-
-        Raises:
-            ValueError: if there is no such kind.
-        """
-        return v1.LossFunction(
-            kind=names.LOSS_KINDS.value(self.kind),
-            target_tokens=self.targets,
-            distractor_tokens=self.distractors,
-        )
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """Overwrites activations in the forward pass, or gradients in the backward pass."""
-
-    location: str
-    """For example ``mlp.post_act`` or ``attn.qk_probs``."""
-    layer_index: int | None
-    indices: Sequence[int | None]
-    """One for each dimension; None means all of it."""
-    value: float
-    pass_type: str = "forward"
-
-    def message(self) -> v1.Ablation:
-        """As the contract says it.
-
-        Raises:
-            ValueError: if there is no such location or pass type.
-        """
-        return v1.Ablation(
-            index=common.ActivationIndex(
-                location_type=names.ACTIVATION_LOCATION_TYPES.value(self.location),
-                layer_index=self.layer_index,
-                tensor_indices=[common.DimensionIndex(index=index) for index in self.indices],
-                pass_type=names.PASS_TYPES.value(self.pass_type),
-            ),
-            value=self.value,
-        )
-
-
-@dataclass(frozen=True)
-class DerivedScalars:
-    """Derived tensors of one prompt."""
-
-    tokens: list[str]
-    token_ids: list[int]
-    loss: float | None
-    seconds: float
-    """Spent in forward and backward pass."""
-    tensors: Mapping[tuple[str, int | None], NDArray[Any]]
-    """By scalar type and layer; None as the layer of what has none."""
-
-    def __getitem__(self, key: tuple[str, int | None] | str) -> NDArray[Any]:
-        return self.tensors[(key, None) if isinstance(key, str) else key]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One part of the model at one token or token pair, with its scalar."""
-
-    node_type: str
-    layer_index: int | None
-    indices: tuple[int, ...]
-    """[token, neuron] or [query, key, head], for example."""
-    values: Mapping[str, float]
-    """The node's scalar in each group."""
-
-
 class ScalarsClient:
-    """Derived scalars of the deployment's subject model."""
+    """Derived scalars of the deployment's subject model.
+
+    Where a method takes a prompt, it takes an `Inference` too, which says all there is to say of a
+    run; loss, trace and ablations are then its own. A ValueError tells of a name that is unknown, a
+    NeuropilError with code INVALID_ARGUMENT, naming the field, of what the model can't do.
+    """
 
     def __init__(self, stub: v1.DerivedScalarsStub, timeout: float) -> None:
         self.stub = stub
@@ -124,30 +59,30 @@ class ScalarsClient:
 
     def derive(
         self,
-        prompt: str,
-        scalar_types: Sequence[str],
+        prompt: str | Inference,
+        scalar_types: Sequence[str | TensorSpec],
         *,
         layers: Sequence[int] = (),
         loss: Loss | None = None,
+        trace: Trace | None = None,
         ablations: Sequence[Ablation] = (),
         pass_type: str = "forward",
     ) -> DerivedScalars:
         """Derive whole tensors for a prompt, all layers unless some are named.
 
-        Raises:
-            ValueError: if a name is unknown.
-            NeuropilError: INVALID_ARGUMENT, naming the field, for what the model can't do.
+        `layers` and `pass_type` are for the scalar types that are given by name; a `TensorSpec` has
+        its own. A type may be asked for once; `batch` has no such limit.
         """
-        selections = [
-            v1.ScalarSelection(
-                derived_scalar_type=names.DERIVED_SCALAR_TYPES.value(name),
-                pass_type=names.PASS_TYPES.value(pass_type),
-                layer_indices=layers,
-            )
-            for name in scalar_types
+        specs = [
+            TensorSpec(each, layers=layers, pass_type=pass_type) if isinstance(each, str) else each
+            for each in scalar_types
         ]
+        names = [each.scalar_type for each in specs]
+        if len(set(names)) < len(names):
+            raise ValueError("a scalar type is there twice; a batch takes it by several names")
         request = v1.DeriveRequest(
-            inference=_inference(prompt, loss, ablations), selections=selections
+            inference=_inference(prompt, loss, trace, ablations).message(),
+            selections=[each.message() for each in specs],
         )
         result: v1.InferenceResult | None = None
         tensors: dict[tuple[str, int | None], NDArray[Any]] = {}
@@ -156,75 +91,111 @@ class ScalarsClient:
                 if response.HasField("inference"):
                     result = response.inference
                 else:
-                    _place(response.frame, scalar_types, tensors)
+                    _place(response.frame, names, tensors)
         if result is None:
             raise NeuropilError("DATA_LOSS", "the answer ended before the run's result")
-        return DerivedScalars(
-            tokens=list(result.tokens),
-            token_ids=list(result.token_ids),
-            loss=result.loss if result.HasField("loss") else None,
-            seconds=result.seconds,
-            tensors=tensors,
+        return DerivedScalars(**run_of(result), tensors=tensors)
+
+    def component(
+        self,
+        prompt: str | Inference,
+        scalar_type: str,
+        layer_index: int | None,
+        component_index: int,
+        *,
+        top_tokens: int = 0,
+        loss: Loss | None = None,
+        trace: Trace | None = None,
+        ablations: Sequence[Ablation] = (),
+        pass_type: str = "forward",
+    ) -> ComponentScalars:
+        """The scalars of one neuron, head or latent at every token.
+
+        With `top_tokens` also that many entries of the vocabulary that it promotes and suppresses.
+        """
+        spec = ComponentSpec(scalar_type, layer_index, component_index, pass_type, top_tokens)
+        request = v1.DeriveComponentRequest(
+            inference=_inference(prompt, loss, trace, ablations).message(), spec=spec.message()
         )
+        with translated():
+            answer = self.stub.DeriveComponent(request, timeout=self._timeout)
+        return component_scalars_of(answer.scalars)
+
+    def token_pairs(
+        self,
+        prompt: str | Inference,
+        scalar_type: str,
+        layer_index: int | None,
+        component_index: int,
+        *,
+        loss: Loss | None = None,
+        trace: Trace | None = None,
+        ablations: Sequence[Ablation] = (),
+    ) -> TokenPairSequence:
+        """The scalars of one head, or of one latent, at every token pair."""
+        request = v1.DeriveComponentByTokenPairRequest(
+            inference=_inference(prompt, loss, trace, ablations).message(),
+            spec=TokenPairSpec(scalar_type, layer_index, component_index).message(),
+        )
+        with translated():
+            answer = self.stub.DeriveComponentByTokenPair(request, timeout=self._timeout)
+        return token_pairs_of(answer.scalars)
 
     def top_nodes(
         self,
-        prompt: str,
+        prompt: str | Inference,
         groups: Mapping[str, Sequence[str]],
         *,
         count: int = 10,
         loss: Loss | None = None,
+        trace: Trace | None = None,
         ablations: Sequence[Ablation] = (),
     ) -> list[Node]:
         """The nodes with the largest and the smallest scalars, `count` of each a scalar type.
 
         `groups` holds scalar types by group, for example
         ``{"write_norm": ["mlp_write_norm", "unflattened_attn_write_norm"]}``.
-
-        Raises:
-            ValueError: if a name is unknown.
-            NeuropilError: INVALID_ARGUMENT, naming the field, for what the model can't do.
         """
         request = v1.ListTopNodesRequest(
-            inference=_inference(prompt, loss, ablations),
-            spec=v1.TopNodesSpec(
-                groups=[
-                    v1.ScalarGroup(
-                        group_id=names.GROUP_IDS.value(group),
-                        derived_scalar_types=[
-                            names.DERIVED_SCALAR_TYPES.value(name) for name in scalar_types
-                        ],
-                    )
-                    for group, scalar_types in groups.items()
-                ],
-                top_and_bottom_count=count,
-            ),
+            inference=_inference(prompt, loss, trace, ablations).message(),
+            spec=TopNodesSpec(groups, count=count).message(),
         )
         with translated():
-            top = self.stub.ListTopNodes(request, timeout=self._timeout).top_nodes
-        values = {names.GROUP_IDS.name(g.group_id): to_array(g.values) for g in top.groups}
-        table = top.nodes
-        return [
-            Node(
-                node_type=names.NODE_TYPES.name(node_type),
-                layer_index=None if layer < 0 else layer,
-                indices=tuple(
-                    index for index in table.tensor_indices[3 * row : 3 * row + 3] if index >= 0
-                ),
-                values={group: float(column[row]) for group, column in values.items()},
-            )
-            for row, (node_type, layer) in enumerate(
-                zip(table.node_types, table.layer_indices, strict=True)
-            )
-        ]
+            answer = self.stub.ListTopNodes(request, timeout=self._timeout)
+        return top_nodes_of(answer.top_nodes).nodes
+
+    def batch(
+        self, inferences: Iterable[tuple[str | Inference, Mapping[str, Spec]]]
+    ) -> list[BatchRun]:
+        """Run several inferences at once, and derive what the specs of each ask for, by name.
+
+        Specs of one inference share its passes. Top nodes of the same name are the same over the
+        inferences, which then have prompts of the same number of tokens.
+        """
+        request = v1.BatchDeriveRequest()
+        for prompt, specs in inferences:
+            added = request.inferences.add()
+            added.inference.CopyFrom(_inference(prompt, None, None, ()).message())
+            for name, spec in specs.items():
+                spec.add_to(added.specs.add(name=name))
+        with translated():
+            return [
+                BatchRun(
+                    **run_of(response.inference),
+                    results={each.name: batch_result_of(each) for each in response.results},
+                )
+                for response in self.stub.BatchDerive(request, timeout=self._timeout)
+            ]
 
 
-def _inference(prompt: str, loss: Loss | None, ablations: Sequence[Ablation]) -> v1.InferenceSpec:
-    return v1.InferenceSpec(
-        prompt=prompt,
-        loss=None if loss is None else loss.message(),
-        ablations=[ablation.message() for ablation in ablations],
-    )
+def _inference(
+    prompt: str | Inference, loss: Loss | None, trace: Trace | None, ablations: Sequence[Ablation]
+) -> Inference:
+    if isinstance(prompt, str):
+        return Inference(prompt, loss=loss, trace=trace, ablations=ablations)
+    if loss is not None or trace is not None or ablations:
+        raise ValueError("an Inference has loss, trace and ablations of its own")
+    return prompt
 
 
 def _place(

@@ -15,7 +15,12 @@ from neuropil.common.v1.component_pb2 import (
 )
 from neuropil.common.v1.derived_scalar_type_pb2 import DerivedScalarType
 from neuropil.scalars.v1.inference_pb2 import AttentionTraceType, LossKind, NonlinearitySide
-from neuropil.scalars.v1.scalars_service_pb2 import GroupId, ScalarRequirement, TokenScoring
+from neuropil.scalars.v1.scalars_service_pb2 import (
+    AttentionPart,
+    GroupId,
+    ScalarRequirement,
+    TokenScoring,
+)
 from neuropil.simulation.v1.simulation_pb2 import ActivationScale, CalibrationKind
 
 _DOTTED = (
@@ -106,6 +111,8 @@ ATTENTION_TRACE_TYPES = EnumNames(AttentionTraceType, "ATTENTION_TRACE_TYPE_", "
 """``q``, ``k``, ``qk``, ``v``."""
 NONLINEARITY_SIDES = EnumNames(NonlinearitySide, "NONLINEARITY_SIDE_", "side of a nonlinearity")
 """``pre_act`` and ``post_act``."""
+ATTENTION_PARTS = EnumNames(AttentionPart, "ATTENTION_PART_", "way into a head")
+"""``query``, ``key``, ``value``."""
 TOKEN_SCORINGS = EnumNames(TokenScoring, "TOKEN_SCORING_", "token scoring")
 """For example ``upvoted_output_tokens``."""
 SCALAR_REQUIREMENTS = EnumNames(ScalarRequirement, "SCALAR_REQUIREMENT_", "requirement")
