@@ -15,7 +15,6 @@ from services.scalars.catalogue.availability import (
     layers_of,
     sizes_of,
 )
-from services.scalars.deriving.config import DstConfig
 from services.scalars.deriving.scalar_types import DerivedScalarType
 from services.scalars.inference import PreparedInference
 from services.scalars.model.locations import Dimension, LayerIndex, PassType
@@ -27,7 +26,7 @@ from services.scalars.selected_nodes import (
     SelectedNode,
     resolve_selected_node,
 )
-from shared.errors import InvalidArgument, Unimplemented
+from shared.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -83,20 +82,10 @@ class ResolvedSelection:
 
 
 def find_scalar(name: str, field: str) -> Declaration:
-    """The declaration of a scalar that this release derives.
-
-    Raises InvalidArgument for a name that is not declared, Unimplemented for one of a later
-    release.
-    """
+    """The declaration of a scalar; InvalidArgument for a name that is not declared."""
     declaration = CATALOGUE.get(name)
     if declaration is None:
         raise InvalidArgument(f"{name!r} is no derived scalar type", field=field)
-    if declaration.make is None:
-        raise Unimplemented(
-            f"{name} is not served yet",
-            field=field,
-            metadata={"derived_scalar_type": name},
-        )
     return declaration
 
 

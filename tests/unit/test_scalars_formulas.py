@@ -28,9 +28,7 @@ from tests.unit.scalars_float64 import Float64Model, Scalars, derived, flat
 PROMPT = "The cat sat on the mat, and the dog"
 LOSS = LossSpec(LossKind.LOGIT_DIFF, (" cat", " dog"), (" the",))
 SERVED = [
-    each
-    for each in CATALOGUE
-    if each.requirements <= {Requirement.GRADIENT, Requirement.NO_LAYER} and each.make is not None
+    each for each in CATALOGUE if each.requirements <= {Requirement.GRADIENT, Requirement.NO_LAYER}
 ]
 """Types of the model alone: without traces, edges and autoencoders."""
 

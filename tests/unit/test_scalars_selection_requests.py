@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from services.scalars.catalogue import CATALOGUE
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
 from services.scalars.inference import PreparedInference
 from services.scalars.losses import Loss, LossKind
@@ -31,7 +30,7 @@ from services.scalars.top_nodes import (
     TopNodesSpec,
     resolve_top_nodes,
 )
-from shared.errors import ResourceExhausted, Unimplemented
+from shared.errors import ResourceExhausted
 from tests.unit.scalars_checkpoint import LAYERS, NEURONS, write_checkpoint
 from tests.unit.scalars_refused import TOKENS, refused
 
@@ -130,14 +129,6 @@ def test_selections(subject: Subject) -> None:
             "give a loss",
         )
         assert error.reason == "LOSS_NEEDED"
-    for declaration in CATALOGUE:
-        if declaration.make is None:
-            refused(
-                lambda name=declaration.dst.name: resolve(Selection(name)),  # type: ignore[misc]
-                "s.derived_scalar_type",
-                declaration.dst.name,
-                kind=Unimplemented,
-            )
 
 
 def test_components(subject: Subject) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from neuropil import names
 from services.scalars.catalogue import (
     attention,
+    autoencoders,
     edges,
-    later,
+    latent_attribution,
     mlp,
     raw,
     residual,
@@ -22,7 +23,18 @@ from services.scalars.catalogue.declaration import Catalogue, Declaration, Deriv
 
 __all__ = ["CATALOGUE", "Catalogue", "Declaration", "Derivers", "Requirement"]
 
-_MODULES = (attention, edges, later, mlp, raw, residual, traced, vectors, vocabulary)
+_MODULES = (
+    attention,
+    autoencoders,
+    edges,
+    latent_attribution,
+    mlp,
+    raw,
+    residual,
+    traced,
+    vectors,
+    vocabulary,
+)
 
 
 def _number(declaration: Declaration) -> int:

@@ -61,15 +61,14 @@ Make = Callable[["Derivers"], ScalarDeriver]
 class Declaration:
     """A derived scalar type: all that the service, its validation and its documents say of it.
 
-    `make` is None for a type of the contract that this release does not derive. `backward` says
-    that a gradient exists as well. `node_role` is set where a type takes one node; one that exists
-    only at that node's layer says so by `at_layer_of_node`.
+    `backward` says that a gradient exists as well. `node_role` is set where a type takes one node;
+    one that exists only at that node's layer says so by `at_layer_of_node`.
     """
 
     dst: DerivedScalarType
     formula: str
     requirements: frozenset[Requirement]
-    make: Make | None
+    make: Make
     backward: bool
     node_role: NodeRole | None = None
     at_layer_of_node: bool = False
@@ -90,7 +89,7 @@ def declare(
     name: str,
     dimensions: tuple[Dimension, ...],
     formula: str,
-    make: Make | None = None,
+    make: Make,
     *,
     requires: Iterable[Requirement] = (),
     backward: bool = False,
@@ -149,12 +148,9 @@ class Derivers:
         self._made: dict[str, ScalarDeriver] = {}
 
     def __getitem__(self, name: str) -> ScalarDeriver:
-        """The deriver of a type; KeyError where it is not declared or not derived."""
+        """The deriver of a type; KeyError where it is not declared."""
         if name not in self._made:
-            make = self._catalogue[name].make
-            if make is None:
-                raise KeyError(name)
-            self._made[name] = make(self)
+            self._made[name] = self._catalogue[name].make(self)
         return self._made[name]
 
     def shared(self, name: str, make: Callable[[], ScalarDeriver]) -> ScalarDeriver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from services.scalars.catalogue import CATALOGUE, Declaration, Requirement
@@ -35,14 +36,39 @@ triangle row by row, D residual stream channels, V vocabulary entries, H attenti
 channels of a head, F MLP neurons, A autoencoder latents. In formulas, x0 is the embedding, x_l the
 residual stream after layer l, x_mid that between attention and MLP, f the MLP's post-activation, P
 the attention probabilities, v the values, z the latents, w_n the write vector of latent n, d(.) the
-gradient of the loss, g the gradient at the residual stream after the last layer, g~ that at the
-residual stream before a traced node.
+gradient of what the backward pass starts from, g that gradient at the residual stream after the
+last layer, or, with a trace, at the residual stream that the traced node's block reads, g~ the same
+of a trace, recomputed from that residual stream without a backward pass.
 
-A request for a gradient, whether in the formula or as the backward pass, needs a loss. A scalar
-that is the effect of a write on a later place is 0 at layers that are not upstream of it. The
-backward pass is the gradient of the loss with respect to the scalar; where a type has none, asking
-for it is an error that lists those that have one. Types that are not served yet are answered
-UNIMPLEMENTED.
+A request for a gradient, whether in the formula or as the backward pass, needs a loss or a trace.
+A scalar that is the effect of a write on a later place is 0 at layers that are not upstream of it.
+The backward pass is the gradient with respect to the scalar; where a type has none, asking for it
+is an error that lists those that have one. Which types a deployment lacks an autoencoder for, the
+service's list of types says.
+
+## Traces
+
+A trace starts the backward pass from one node's activation: of a neuron or a latent at a token, of
+a head at a query and a key. The activation is computed anew from the residual stream that enters
+the node's block, so that ablations inside that block don't reach it, but those before it do. It is
+read before its nonlinearity (for a head: the attention logit) or after it (the probability). A head
+is traced through its query, its key, both, or its value; what is not traced through is a constant.
+A trace through the value starts from P v_k W_O^h · d_q, where d is the gradient of a loss, or of
+another trace's activation, at its own residual stream; d is a constant. Detaching makes the scale
+of the layer norms between the residual stream and what is traced constants, the last layer norm
+before a loss included.
+
+## Edges
+
+A type that needs a node index is about the edges of one node, upstream of many or downstream of
+many. Where it is a head downstream, the request says which way into it counts. An attribution is
+the first-order change of activation times gradient, an activation the change alone; both go through
+the residual stream directly, from a node's write at its own token. Changes at nodes that the node
+is not upstream of are 0. `single_node_write`, its product with g and
+`grad_of_single_subnode_attribution` exist at the node's own layer alone.
+
+## Types
+
 """
 
 _LOCATIONS_INTRODUCTION = """\
@@ -58,21 +84,15 @@ inputs of attention and MLP, gain and bias applied.
 
 def render() -> str:
     """The document's text."""
-    served = [each for each in CATALOGUE if each.make is not None]
-    later = [each for each in CATALOGUE if each.make is None]
     parts = [
-        _INTRODUCTION,
-        f"## Served ({len(served)})\n",
-        _table(served),
-        f"## Not served yet ({len(later)})\n",
-        _table(later),
+        _INTRODUCTION + _table(CATALOGUE),
         _LOCATIONS_INTRODUCTION,
         _locations(),
     ]
     return "\n".join(parts)
 
 
-def _table(declarations: list[Declaration]) -> str:
+def _table(declarations: Iterable[Declaration]) -> str:
     lines = ["| type | shape | formula | needs | passes |", "|---|---|---|---|---|"]
     for each in declarations:
         needs = "; ".join(r.value for r in Requirement if r in each.requirements)
@@ -85,7 +105,7 @@ def _table(declarations: list[Declaration]) -> str:
 
 
 def _locations() -> str:
-    lines = ["| location | shape | layers | served |", "|---|---|---|---|"]
+    lines = ["| location | shape | layers | without autoencoder |", "|---|---|---|---|"]
     lines += [
         f"| `{each.value}` | {_shape(each.dimensions)} | {_yes(each.has_layers)} "
         f"| {_yes(each.exists_by_default)} |"

@@ -57,11 +57,7 @@ def model_info(subject: Subject) -> scalars.GetModelInfoResponse:
 def scalar_type(declaration: Declaration, autoencoders: AutoencoderSet) -> scalars.ScalarType:
     """A row of the catalogue."""
     dst = declaration.dst
-    reason = (
-        "not served by this release yet"
-        if declaration.make is None
-        else unavailable_reason(declaration, autoencoders)
-    )
+    reason = unavailable_reason(declaration, autoencoders)
     return scalars.ScalarType(
         derived_scalar_type=names.DERIVED_SCALAR_TYPES.value(dst.name),
         name=dst.name,
