@@ -117,7 +117,11 @@ class Engine:
             key=run_key(prepared),
             backward=any(target.pass_type is PassType.BACKWARD for target in job.captures),
             run_bytes=estimated_bytes(
-                self.model, len(prepared.tokens), job.captures, prepared.overwrites
+                self.model,
+                len(prepared.tokens),
+                job.captures,
+                prepared.overwrites,
+                self._autoencoders,
             ),
             loop=loop,
             future=loop.create_future(),

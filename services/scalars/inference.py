@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from services.scalars.ablations import AblationSpec, resolve_ablations
 from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet, WithinLayerLatent
+from services.scalars.autoencoders.autoencoder_set import sizes_at
 from services.scalars.autoencoders.within_layer import resolve_within_layer_latent
 from services.scalars.deriving.activations import RawActivationStore
 from services.scalars.deriving.indexing import ActivationIndex
@@ -270,11 +272,13 @@ def estimated_bytes(
     n_tokens: int,
     captures: Collection[RawTensorId],
     overwrites: Collection[Overwrite] = (),
+    autoencoders: AutoencoderSet = NO_AUTOENCODERS,
 ) -> int:
     """Memory that a run takes besides the weights, from above.
 
     The captured tensors; the tensors of one layer, or, for a backward pass, of all layers, which
-    the graph keeps; a copy of what is overwritten; and the logits where they are all wanted.
+    the graph keeps; a copy of what is overwritten; and the logits where they are all wanted. A
+    place of an autoencoder takes its latents, and as much again twice to compute them.
     """
     shape = model.shape
     backward = any(target.pass_type is PassType.BACKWARD for target in captures)
@@ -283,10 +287,11 @@ def estimated_bytes(
     layer += 4 * pairs
     elements = layer * (shape.layers if backward else 1)
     for target in {*captures, *(overwrite.target for overwrite in overwrites)}:
-        size = 1
-        for length in shape.sizes(target.location.dimensions, n_tokens):
-            size *= length
-        elements += size
+        autoencoder = autoencoders.for_location(target.location)
+        sizes = sizes_at(target.location.dimensions, shape, n_tokens, autoencoder, target.layer)
+        elements += math.prod(sizes)
+        if autoencoder is not None and target.layer is not None:
+            elements += 3 * n_tokens * autoencoder.latent_count(target.layer)
     elements += 2 * shape.vocab_size
     return 4 * elements
 
