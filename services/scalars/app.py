@@ -51,8 +51,9 @@ async def scalar_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
         ),
         reuse_bytes=model.reuse_megabytes * MEBIBYTE,
     )
+    message_bytes = deployment.limits.message_megabytes * MEBIBYTE
     try:
         data_plane = DataPlane(subject, engine, excluded)
-        yield [RpcService(SERVICE, DerivedScalarsService(data_plane))]
+        yield [RpcService(SERVICE, DerivedScalarsService(data_plane, message_bytes))]
     finally:
         await asyncio.to_thread(engine.close)

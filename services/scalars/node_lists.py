@@ -69,6 +69,12 @@ class NodeList:
         )
 
 
+def no_nodes(node_types: tuple[NodeType, ...], pass_type: PassType) -> NodeList:
+    """An empty list."""
+    nothing = np.empty(0, dtype=np.int64)
+    return NodeList(node_types, nothing, nothing, np.empty((0, INDICES), dtype=np.int64), pass_type)
+
+
 def joined(lists: Sequence[NodeList]) -> NodeList:
     """Lists of the same node types one after another; ValueError where they are of others."""
     first = lists[0]

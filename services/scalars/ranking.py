@@ -21,7 +21,7 @@ from services.scalars.deriving.selection import (
     top_of_several,
 )
 from services.scalars.model.locations import Dimension, LayerIndex, NodeType
-from services.scalars.node_lists import INDICES, NodeList, joined, united
+from services.scalars.node_lists import INDICES, NodeList, joined, no_nodes, united
 from services.scalars.selections import ResolvedSelection
 from services.scalars.top_nodes import TOKEN_DIMENSIONS, ResolvedTopNodes, TopNodesSpec
 
@@ -74,7 +74,8 @@ def _extreme_nodes(
     rows: tuple[list[NodeList], list[NodeList]] = ([], [])
     for kind, each in enumerate(group):
         by_layer = scalars(each).activations_by_layer_index
-        tensors = [by_layer[layer] for layer in each.layers]
+        ranked = resolved.ranked_layers(each)
+        tensors = [by_layer[layer] for layer in ranked]
         if resolved.token_index is not None:
             tensors = [tensor[resolved.token_index] for tensor in tensors]
         if spec.count is None:
@@ -86,7 +87,7 @@ def _extreme_nodes(
             found = top_and_bottom(tensors, spec.count)
         for block, listed, extremes in zip(blocks, rows, found, strict=False):
             block.append(extremes.values)
-            listed.append(_nodes_at(extremes, tensors, each, kind, node_types, resolved))
+            listed.append(_nodes_at(extremes, tensors, ranked, kind, node_types, resolved))
     return joined(
         [
             joined(listed).ordered(
@@ -102,27 +103,29 @@ def _extreme_nodes(
 def _nodes_at(
     extremes: Extremes,
     tensors: Sequence[Tensor],
-    each: ResolvedSelection,
+    ranked: Sequence[LayerIndex],
     kind: int,
     node_types: tuple[NodeType, ...],
     resolved: ResolvedTopNodes,
 ) -> NodeList:
+    if not tensors:
+        return no_nodes(node_types, resolved.spec.pass_type)
     owners = extremes.owners.cpu().numpy()
     positions = extremes.positions.cpu().numpy()
     # Layers differ in the number of latents, and in nothing else.
-    last = np.array([tensor.shape[-1] if tensor.ndim else 1 for tensor in tensors] or [1])[owners]
+    last = np.array([tensor.shape[-1] for tensor in tensors])[owners]
     columns = [positions % last]
     rest = positions // last
-    for size in reversed(tensors[0].shape[1:-1] if tensors else ()):
+    for size in reversed(tensors[0].shape[1:-1]):
         columns.insert(0, rest % size)
         rest = rest // size
-    if tensors and tensors[0].ndim > 1:
+    if tensors[0].ndim > 1:
         columns.insert(0, rest)
     if resolved.token_index is not None:
         columns.insert(0, np.full_like(positions, resolved.token_index))
     indices = np.full((len(positions), INDICES), -1, dtype=np.int64)
     indices[:, : len(columns)] = np.stack(columns, axis=1)
-    layers = np.array([-1 if layer is None else layer for layer in each.layers], dtype=np.int64)
+    layers = np.array([-1 if layer is None else layer for layer in ranked], dtype=np.int64)
     return NodeList(
         node_types,
         np.full(len(positions), kind, dtype=np.int64),

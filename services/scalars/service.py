@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from neuropil.channel import DEFAULT_MESSAGE_BYTES
 from neuropil.scalars import v1 as scalars
 from services.scalars import convert
 from services.scalars.catalogue import CATALOGUE
 from services.scalars.data_plane import DataPlane
-from shared.errors import Unimplemented
 
 SERVICE = scalars.DESCRIPTOR.services_by_name["DerivedScalars"]
 
@@ -18,8 +18,11 @@ SERVICE = scalars.DESCRIPTOR.services_by_name["DerivedScalars"]
 class DerivedScalarsService:
     """Serves `neuropil.scalars.v1.DerivedScalars`."""
 
-    def __init__(self, data_plane: DataPlane) -> None:
+    def __init__(
+        self, data_plane: DataPlane, max_message_bytes: int = DEFAULT_MESSAGE_BYTES
+    ) -> None:
         self._data_plane = data_plane
+        self._max_message_bytes = max_message_bytes
 
     async def GetModelInfo(
         self, request: scalars.GetModelInfoRequest, context: Any
@@ -87,11 +90,11 @@ class DerivedScalarsService:
         """One component at every token pair."""
         result, derived = await self._data_plane.derive_component_by_token_pair(
             convert.inference_spec(request.inference),
-            convert.component_spec(request.spec.component, 0, 0),
+            convert.component_by_token_pair_spec(request.spec),
         )
         return scalars.DeriveComponentByTokenPairResponse(
             inference=convert.inference_result(result),
-            scalars=convert.token_pair_sequences(result.token_strings, derived),
+            scalars=convert.token_pair_sequences(result.token_strings, derived.scalars),
         )
 
     async def ListTopNodes(
@@ -113,6 +116,10 @@ class DerivedScalarsService:
     async def BatchDerive(
         self, request: scalars.BatchDeriveRequest, context: Any
     ) -> AsyncIterator[scalars.BatchDeriveResponse]:
-        """Several inferences, in a later release."""
-        raise Unimplemented("BatchDerive is not served yet; send its inferences one by one")
-        yield  # makes it the stream that the contract says it is
+        """Several inferences, with several requests on each."""
+        answers = await self._data_plane.derive_batch(convert.batch_inferences(request))
+        vocabulary = self._data_plane.subject.tokenizer.strings
+        for position, answer in enumerate(answers):
+            yield await asyncio.to_thread(
+                convert.batch_response, position, answer, vocabulary, self._max_message_bytes
+            )

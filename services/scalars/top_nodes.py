@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from services.scalars.inference import PreparedInference
-from services.scalars.model.locations import Dimension, PassType
+from services.scalars.model.locations import Dimension, LayerIndex, PassType
 from services.scalars.model.subject import Subject
 from services.scalars.selections import (
     ResolvedSelection,
@@ -128,10 +128,10 @@ def resolve_top_nodes(
             "{} is by token pair; a token index needs a type by token",
             f"{field}.token_index",
         )
-    if spec.first_layer is not None and not 0 <= spec.first_layer < shape.layers:
+    layers = subject.model.shape.layers
+    if spec.first_layer is not None and not 0 <= spec.first_layer < layers:
         raise InvalidArgument(
-            f"layer {spec.first_layer} does not exist; the model has layers 0 to "
-            f"{shape.layers - 1}",
+            f"layer {spec.first_layer} does not exist; the model has layers 0 to {layers - 1}",
             field=f"{field}.first_layer",
         )
     for position, dimension in enumerate(spec.sum_dimensions or ()):

@@ -85,7 +85,11 @@ class VocabularyProjection:
         `swapped` exchanges the two lists, for the direction of a node whose activation is negative:
         what the node promotes when it is active is then what this write suppresses.
         """
-        scores = self.scores(direction)[self._listed]
+        return self.top_of(self.scores(direction), count, swapped=swapped)
+
+    def top_of(self, scores: Tensor, count: int, *, swapped: bool = False) -> TopTokens:
+        """The `count` entries with the largest and the smallest of scores (V,)."""
+        scores = scores[self._listed]
         lists = [top_indices(scores, count, largest=largest) for largest in (True, False)]
         scale = max((float(values[0].abs()) for values, _ in lists if len(values)), default=0.0)
 

@@ -129,9 +129,9 @@ WRONG: dict[str, tuple[Any, str, str, str]] = {
         "selections[0].derived_scalar_type",
         "",
     ),
-    "type of a later release": (
+    "type of an autoencoder that is not there": (
         derive(None, selection("online_autoencoder_latent")),
-        "UNIMPLEMENTED",
+        INVALID,
         "selections[0].derived_scalar_type",
         "online_autoencoder_latent",
     ),
@@ -265,22 +265,6 @@ WRONG: dict[str, tuple[Any, str, str, str]] = {
         "",
     ),
     "position of the loss": (loss(position=999), INVALID, "inference.loss.position", "999"),
-    "trace": (
-        derive(
-            inference(
-                trace=scalars.Trace(
-                    node_index=common.NodeIndex(
-                        node_type=common.NODE_TYPE_MLP_NEURON,
-                        layer_index=1,
-                        tensor_indices=indices(0, 0),
-                    )
-                )
-            )
-        ),
-        "UNIMPLEMENTED",
-        "inference.trace",
-        "trace",
-    ),
     "beginning token": (
         derive(inference(prepend_beginning_token=True)),
         INVALID,
@@ -331,17 +315,3 @@ def test_a_wrong_component_is_told(
     with pytest.raises(neuropil.NeuropilError) as caught, translated():
         stub.DeriveComponent(request_, timeout=30)
     assert (caught.value.code, caught.value.field) == (INVALID, field)
-
-
-def test_a_batch_is_of_a_later_release(stub: scalars.DerivedScalarsStub) -> None:
-    request = scalars.BatchDeriveRequest(
-        inferences=[
-            scalars.BatchInference(
-                inference=inference(),
-                specs=[scalars.NamedSpec(name="x", selection=selection())],
-            )
-        ]
-    )
-    with pytest.raises(neuropil.NeuropilError) as caught, translated():
-        list(stub.BatchDerive(request, timeout=30))
-    assert caught.value.code == "UNIMPLEMENTED"

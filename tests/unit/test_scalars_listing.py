@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from services.scalars.deriving.activations import ActivationsAndMetadata
+from services.scalars.inference import PreparedInference
+from services.scalars.losses import Loss, LossKind
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.ranking import NodeScalars, rank_nodes
@@ -26,9 +28,8 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 def ranked(subject: Subject, spec: TopNodesSpec, **tensors: torch.Tensor) -> NodeScalars:
-    resolved = resolve_top_nodes(
-        spec, subject.model.shape, 2, has_loss=True, field="", loss_field=""
-    )
+    prepared = PreparedInference((1, 2), (), Loss(LossKind.ZERO, (), (), 1))
+    resolved = resolve_top_nodes(spec, subject, prepared, field="", inference_field="")
     # The model has more layers; here each tensor stands for all of them.
     groups = tuple(tuple(replace(each, layers=(0,)) for each in group) for group in resolved.groups)
     return rank_nodes(

@@ -8,9 +8,12 @@ from services.scalars.convert.answers import (
     token_pair_sequences,
     top_nodes,
 )
+from services.scalars.convert.batches import batch_response
 from services.scalars.convert.frames import check_row, frames
 from services.scalars.convert.model import model_info, scalar_type
 from services.scalars.convert.requests import (
+    batch_inferences,
+    component_by_token_pair_spec,
     component_spec,
     inference_spec,
     selection,
@@ -18,7 +21,10 @@ from services.scalars.convert.requests import (
 )
 
 __all__ = [
+    "batch_inferences",
+    "batch_response",
     "check_row",
+    "component_by_token_pair_spec",
     "component_scalars",
     "component_spec",
     "frames",

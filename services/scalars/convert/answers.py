@@ -12,10 +12,10 @@ from neuropil.common import v1 as common
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_tensor
 from services.scalars import token_pairs
-from services.scalars.data_plane import ComponentScalars, InferenceResult
 from services.scalars.model.locations import NodeType
 from services.scalars.node_lists import NodeList
 from services.scalars.ranking import NodeScalars
+from services.scalars.results import ComponentScalars, InferenceResult
 from services.scalars.top_tokens import TopTokens
 
 

@@ -11,6 +11,8 @@ from neuropil import names
 from neuropil.common import v1 as common
 from neuropil.scalars import v1 as scalars
 from services.scalars.ablations import AblationSpec
+from services.scalars.batches import AnySpec, BatchInference, NamedSpec
+from services.scalars.components import ComponentByTokenPairSpec
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
 from services.scalars.inference import InferenceSpec
 from services.scalars.losses import LossKind, LossSpec
@@ -22,8 +24,10 @@ from services.scalars.model.locations import (
     PassType,
 )
 from services.scalars.nodes import NonlinearitySide
+from services.scalars.scored_tokens import ScoredTokensSpec, TokenScoring
 from services.scalars.selected_nodes import NodeSelection
 from services.scalars.selections import ComponentSpec, DimensionRange, Selection
+from services.scalars.token_pair_attribution import TokenPairAttributionSpec
 from services.scalars.top_nodes import ScalarGroup, TopNodesSpec
 from services.scalars.traces import AttentionTraceType, TraceSpec
 
@@ -163,4 +167,60 @@ def top_nodes_spec(message: scalars.TopNodesSpec) -> TopNodesSpec:
         if message.HasField("sum_dimensions")
         else None,
         exclude_bottom=message.exclude_bottom,
+        first_layer=message.first_layer if message.HasField("first_layer") else None,
     )
+
+
+def component_by_token_pair_spec(
+    message: scalars.ComponentByTokenPairSpec,
+) -> ComponentByTokenPairSpec:
+    """Which component to derive by token pair."""
+    component = message.component
+    return ComponentByTokenPairSpec(
+        dst=names.DERIVED_SCALAR_TYPES.name(component.derived_scalar_type),
+        layer_index=component.layer_index if component.HasField("layer_index") else None,
+        component_index=component.component_index,
+    )
+
+
+def batch_inferences(request: scalars.BatchDeriveRequest) -> list[BatchInference]:
+    """Inferences with their named requests."""
+    found = []
+    for position, each in enumerate(request.inferences):
+        here = f"inferences[{position}]"
+        specs = tuple(
+            NamedSpec(
+                named.name,
+                _any_spec(named),
+                f"{here}.specs[{number}].{named.WhichOneof('spec')}",
+            )
+            for number, named in enumerate(each.specs)
+        )
+        field = f"{here}.inference"
+        found.append(BatchInference(inference_spec(each.inference, field), specs, field))
+    return found
+
+
+def _any_spec(message: scalars.NamedSpec) -> AnySpec:
+    match message.WhichOneof("spec"):
+        case "component":
+            spec = message.component
+            return component_spec(spec.component, spec.pass_type, spec.top_token_count)
+        case "component_by_token_pair":
+            return component_by_token_pair_spec(message.component_by_token_pair)
+        case "top_nodes":
+            return top_nodes_spec(message.top_nodes)
+        case "scored_tokens":
+            scored = message.scored_tokens
+            return ScoredTokensSpec(
+                TokenScoring(names.TOKEN_SCORINGS.name(scored.scoring)),
+                scored.token_count,
+                scored.depends_on,
+            )
+        case "token_pair_attribution":
+            attribution = message.token_pair_attribution
+            return TokenPairAttributionSpec(
+                attribution.attended_to_token_count, attribution.depends_on
+            )
+        case _:
+            return selection(message.selection)

@@ -1,0 +1,242 @@
+"""What a call's inferences are derived into, on the worker of the device.
+
+Top nodes of one name are united over the inferences, so that the last inference to be ranked can
+complete all of them. Runs and what was derived from them are held till then, as long as they are
+small enough together; otherwise each inference is derived in two turns, the second of which starts
+from the united nodes and takes the run from those that are kept, where it is still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from services.scalars.batches import Dependent, InferencePlan, layout_of
+from services.scalars.components import (
+    ResolvedComponent,
+    component_scalars,
+    token_pair_table,
+)
+from services.scalars.derivation import Derivation
+from services.scalars.inference import RunResult
+from services.scalars.jobs import Check
+from services.scalars.node_directions import NodeDirections
+from services.scalars.node_lists import NodeList, united
+from services.scalars.ranking import NodeScalars, strongest_nodes, sums_of, values_of
+from services.scalars.remembered_lists import RememberedLists
+from services.scalars.results import SelectedTensors, SpecResult
+from services.scalars.scored_tokens import ScoredTokensSpec, Scoring, score
+from services.scalars.selections import ComponentSpec, ResolvedSelection
+from services.scalars.token_pair_attribution import TokenPairAttribution
+from services.scalars.top_nodes import ResolvedTopNodes
+from services.scalars.top_tokens import VocabularyProjection
+from services.scalars.vocabulary_lists import VocabularyLists
+
+HELD_BYTES = 512 << 20
+"""Most that inferences which wait for each other may hold of their derived scalars."""
+
+NodesByName = dict[str, NodeList]
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What derivations of a model share."""
+
+    directions: NodeDirections
+    attribution: TokenPairAttribution
+    vocabulary: VocabularyLists
+    remembered: RememberedLists
+    projection: VocabularyProjection
+
+
+@dataclass
+class BatchWork:
+    """The results of a call in the making. The worker's thread alone calls it.
+
+    `results` holds those of each inference once they are complete.
+    """
+
+    plans: Sequence[InferencePlan]
+    tools: Tools
+    results: dict[int, dict[str, SpecResult]] = field(default_factory=dict)
+    _waiting: dict[int, tuple[Derivation, NodesByName]] = field(default_factory=dict)
+
+    @property
+    def in_one_turn(self) -> bool:
+        """Whether all inferences can be completed when the last has run."""
+        if len(self.plans) == 1 or not self._shared_names():
+            return True
+        return sum(plan.extra_bytes for plan in self.plans) <= HELD_BYTES
+
+    def _shared_names(self) -> bool:
+        """Whether top nodes of a name are asked for on more than one inference."""
+        names = [name for plan in self.plans for name in plan.top_nodes()]
+        return len(set(names)) < len(names)
+
+    def derive(self, position: int, run: RunResult, check: Check) -> RunResult:
+        """Derives an inference; completes what the inferences that ran before it wait for."""
+        nodes = self.rank(position, run, check)
+        derivation = Derivation(self.plans[position].derivers, run, check)
+        if len(self.plans) == 1 or not self._shared_names():
+            self.complete([(position, derivation)], nodes)
+            return run
+        self._waiting[position] = derivation, nodes
+        if len(self._waiting) == len(self.plans):
+            waiting = dict(sorted(self._waiting.items()))
+            self.complete(
+                [(each, found) for each, (found, _) in waiting.items()],
+                united_by_name([listed for _, listed in waiting.values()]),
+            )
+            self._waiting.clear()
+        return run
+
+    def rank(self, position: int, run: RunResult, check: Check) -> NodesByName:
+        """The nodes that an inference's own requests for top nodes list."""
+        plan = self.plans[position]
+        derivation = Derivation(plan.derivers, run, check)
+        return {
+            name: _remembered(
+                run,
+                ("strongest", each.spec),
+                lambda each=each: strongest_nodes(each, derivation.scalars),  # type: ignore[misc]
+                lambda nodes: 40 * len(nodes),
+            )
+            for name, each in plan.top_nodes().items()
+        }
+
+    def derive_with(
+        self, position: int, nodes: NodesByName, run: RunResult, check: Check
+    ) -> RunResult:
+        """Derives an inference alone, given the nodes of all."""
+        self.complete([(position, Derivation(self.plans[position].derivers, run, check))], nodes)
+        return run
+
+    def complete(self, derivations: Sequence[tuple[int, Derivation]], nodes: NodesByName) -> None:
+        """Makes the results of some inferences, whose listed nodes are given."""
+        found: dict[int, dict[str, SpecResult]] = {}
+        scorings: list[tuple[int, str, Scoring, tuple[object, ...]]] = []
+        key: tuple[object, ...]
+        for position, derivation in derivations:
+            mine = found[position] = {}
+            plan = self.plans[position]
+            for name, spec in plan.specs.items():
+                if isinstance(spec, ScoredTokensSpec):
+                    key = ("scored", spec.scoring, spec.count, nodes[spec.depends_on].key)
+                    known = derivation.run.memo.get(key)
+                    if known is not None:
+                        mine[name] = known
+                        continue
+                    scoring = self._scoring(spec, plan, derivation, nodes[spec.depends_on])
+                    scorings.append((position, name, scoring, key))
+                else:
+                    mine[name] = self._result(name, spec, plan, derivation, nodes)
+        if scorings:
+            check = derivations[0][1].check
+            scored = score(
+                [each[2] for each in scorings], self.tools.vocabulary, self.tools.remembered, check
+            )
+            runs = {position: derivation.run for position, derivation in derivations}
+            for (position, name, _, key), each in zip(scorings, scored, strict=True):
+                found[position][name] = each
+                runs[position].memo.put(key, each, each.n_bytes)
+        self.results.update(found)
+
+    def _scoring(
+        self,
+        spec: ScoredTokensSpec,
+        plan: InferencePlan,
+        derivation: Derivation,
+        nodes: NodeList,
+    ) -> Scoring:
+        derivation.check()
+        layout = layout_of(plan.nodes_of(spec))
+        directions = self.tools.directions.of(spec.scoring, nodes, layout, derivation.captured)
+        return Scoring(spec, nodes, directions)
+
+    def _result(
+        self,
+        name: str,
+        spec: ResolvedSelection | ResolvedComponent | ResolvedTopNodes | Dependent,
+        plan: InferencePlan,
+        derivation: Derivation,
+        nodes: NodesByName,
+    ) -> SpecResult:
+        match spec:
+            case ResolvedSelection():
+                return selected_tensors(spec, derivation)
+            case ResolvedComponent():
+                if isinstance(spec.spec, ComponentSpec):
+                    return component_scalars(
+                        spec, derivation, self.tools.directions, self.tools.projection
+                    )
+                return token_pair_table(spec, derivation)
+            case ResolvedTopNodes():
+                return _node_scalars(spec, nodes[name], derivation)
+            case ScoredTokensSpec():
+                raise ValueError("tokens are scored for all inferences together")
+            case _:
+                listed = nodes[spec.depends_on]
+                return _remembered(
+                    derivation.run,
+                    ("attributed", spec.count, listed.key),
+                    lambda: self.tools.attribution.of(
+                        spec,
+                        listed,
+                        layout_of(plan.nodes_of(spec)),
+                        derivation.captured,
+                        len(plan.prepared.tokens),
+                    ),
+                    lambda attributions: attributions.n_bytes,
+                )
+
+
+def united_by_name(listed: Sequence[NodesByName]) -> NodesByName:
+    """Nodes of the same name together, each once, in the order of the inferences."""
+    names = dict.fromkeys(name for each in listed for name in each)
+    return {name: united([each[name] for each in listed if name in each]) for name in names}
+
+
+def selected_tensors(selection: ResolvedSelection, derivation: Derivation) -> SelectedTensors:
+    """A selection's tensors, cut to its ranges."""
+    by_layer = derivation.scalars(selection).activations_by_layer_index
+    return SelectedTensors(
+        {
+            layer: by_layer[layer][selection.slices].float().contiguous().cpu().numpy()
+            for layer in selection.layers
+        }
+    )
+
+
+def _node_scalars(
+    resolved: ResolvedTopNodes, nodes: NodeList, derivation: Derivation
+) -> NodeScalars:
+    sums = _remembered(
+        derivation.run,
+        ("sums", resolved.spec),
+        lambda: sums_of(resolved, derivation.scalars),
+        lambda found: sum(each.nbytes for each in found.values()),
+    )
+    values = _remembered(
+        derivation.run,
+        ("values", resolved.spec, nodes.key),
+        lambda: values_of(nodes, resolved, derivation.scalars),
+        lambda found: sum(each.nbytes for each in found.values()),
+    )
+    return NodeScalars(nodes, values, sums)
+
+
+def _remembered(
+    run: RunResult,
+    key: tuple[object, ...],
+    make: Callable[[], Found],
+    n_bytes: Callable[[Found], int],
+) -> Found:
+    """What was derived from a run before, or is now."""
+    known: Found | None = run.memo.get(key)
+    if known is not None:
+        return known
+    found = make()
+    run.memo.put(key, found, n_bytes(found))
+    return found

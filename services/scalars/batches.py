@@ -1,0 +1,282 @@
+"""Several inferences in one call, and several requests on each: checked before anything runs.
+
+Requests on one inference share its passes. Some depend on others by name: tokens are scored and
+token pairs attributed for the nodes that a request for top nodes lists. Top nodes of one name are
+united over the inferences of a call, so that pages can be compared node by node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from services.scalars.components import ComponentByTokenPairSpec, ResolvedComponent
+from services.scalars.derivation import RequestDerivers
+from services.scalars.inference import InferenceSpec, PreparedInference
+from services.scalars.model.subject import Subject
+from services.scalars.model.taps import RawTensorId
+from services.scalars.node_directions import Layout, NodeDirections
+from services.scalars.resolving import Resolver
+from services.scalars.scored_tokens import ScoredTokensSpec
+from services.scalars.selections import ComponentSpec, ResolvedSelection, Selection
+from services.scalars.token_pair_attribution import (
+    TokenPairAttribution,
+    TokenPairAttributionSpec,
+)
+from services.scalars.top_nodes import (
+    MAX_NODES,
+    ResolvedTopNodes,
+    TopNodesSpec,
+    too_many_nodes,
+)
+from services.scalars.vocabulary_lists import VocabularyLists
+from shared.errors import InvalidArgument, ResourceExhausted
+
+MAX_SCORED = 500_000
+"""Most entries of the vocabulary that one request lists, over all of its nodes."""
+
+AnySpec = (
+    Selection
+    | ComponentSpec
+    | ComponentByTokenPairSpec
+    | TopNodesSpec
+    | ScoredTokensSpec
+    | TokenPairAttributionSpec
+)
+Dependent = ScoredTokensSpec | TokenPairAttributionSpec
+
+_KINDS = {
+    Selection: "a selection",
+    ComponentSpec: "a component",
+    ComponentByTokenPairSpec: "a component by token pair",
+    TopNodesSpec: "top nodes",
+    ScoredTokensSpec: "scored tokens",
+    TokenPairAttributionSpec: "token-pair attribution",
+}
+
+
+@dataclass(frozen=True)
+class NamedSpec:
+    """A request on an inference. `field` is where it stands in the call, for errors."""
+
+    name: str
+    spec: AnySpec
+    field: str
+
+
+@dataclass(frozen=True)
+class BatchInference:
+    """An inference and what is asked of it. `field` is where the inference stands in the call."""
+
+    inference: InferenceSpec
+    specs: tuple[NamedSpec, ...]
+    field: str
+
+
+ResolvedSpec = ResolvedSelection | ResolvedComponent | ResolvedTopNodes | Dependent
+
+
+@dataclass(eq=False)
+class InferencePlan:
+    """A checked inference with its checked requests, and what a run must capture for them."""
+
+    prepared: PreparedInference
+    derivers: RequestDerivers
+    specs: dict[str, ResolvedSpec] = field(default_factory=dict)
+    captures: set[RawTensorId] = field(default_factory=set)
+    extra_bytes: int = 0
+
+    def top_nodes(self) -> dict[str, ResolvedTopNodes]:
+        """Its requests for top nodes by name."""
+        return {
+            name: each for name, each in self.specs.items() if isinstance(each, ResolvedTopNodes)
+        }
+
+    def nodes_of(self, dependent: Dependent) -> ResolvedTopNodes:
+        """The request for top nodes that another depends on."""
+        found = self.specs[dependent.depends_on]
+        if not isinstance(found, ResolvedTopNodes):
+            raise ValueError(f"{dependent.depends_on} is no request for top nodes")
+        return found
+
+
+def layout_of(top_nodes: ResolvedTopNodes) -> Layout:
+    """What the indices of the listed nodes count, by node type."""
+    return {each.dst.node_type: each.dst.dimensions for each in top_nodes.groups[0]}
+
+
+class Planner:
+    """Checks calls against a model."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        directions: NodeDirections,
+        attribution: TokenPairAttribution,
+        vocabulary: VocabularyLists,
+    ) -> None:
+        self._subject = subject
+        self._directions = directions
+        self._attribution = attribution
+        self._vocabulary = vocabulary
+
+    def plan(
+        self, inferences: Sequence[BatchInference], prepared: Sequence[PreparedInference]
+    ) -> list[InferencePlan]:
+        """Checks all requests of a call, given its prepared inferences.
+
+        Raises InvalidArgument or ResourceExhausted, naming the field of the call.
+        """
+        plans = [
+            self._plan(inference, each)
+            for inference, each in zip(inferences, prepared, strict=True)
+        ]
+        _check_lengths(inferences, plans)
+        _check_united(inferences, plans)
+        for inference, plan in zip(inferences, plans, strict=True):
+            self._add_dependents(inference, plan, plans)
+        return plans
+
+    def _plan(self, inference: BatchInference, prepared: PreparedInference) -> InferencePlan:
+        plan = InferencePlan(prepared, RequestDerivers(self._subject, prepared))
+        _check_names(inference)
+        for each in inference.specs:
+            resolved = self._resolve(each, inference, prepared)
+            plan.specs[each.name] = resolved
+            match resolved:
+                case ResolvedSelection():
+                    selections: tuple[ResolvedSelection, ...] = (resolved,)
+                case ResolvedComponent():
+                    selections = (resolved.selection,)
+                    plan.captures |= resolved.captures
+                case ResolvedTopNodes():
+                    selections = resolved.selections
+                case _:
+                    selections = ()
+            plan.captures |= plan.derivers.captures(selections)
+            plan.extra_bytes += sum(selection.n_bytes for selection in selections)
+        return plan
+
+    def _resolve(
+        self, named: NamedSpec, inference: BatchInference, prepared: PreparedInference
+    ) -> ResolvedSpec:
+        resolver = Resolver(
+            self._subject, self._directions, inference.inference, prepared, inference.field
+        )
+        match named.spec:
+            case Selection() as spec:
+                return resolver.selection(spec, named.field)
+            case ComponentSpec() as spec:
+                return resolver.component(spec, named.field)
+            case ComponentByTokenPairSpec() as spec:
+                return resolver.component_by_token_pair(spec, named.field)
+            case TopNodesSpec() as spec:
+                return resolver.top_nodes(spec, named.field)
+            case ScoredTokensSpec() | TokenPairAttributionSpec() as spec:
+                _check_dependency(named, spec, inference)
+                return spec
+
+    def _add_dependents(
+        self, inference: BatchInference, plan: InferencePlan, plans: Sequence[InferencePlan]
+    ) -> None:
+        """Adds what scored tokens and attributions of listed nodes take."""
+        width = self._subject.model.shape.residual_stream_channels
+        for each in inference.specs:
+            spec = each.spec
+            if not isinstance(spec, ScoredTokensSpec | TokenPairAttributionSpec):
+                continue
+            top_nodes = plan.nodes_of(spec)
+            layout = layout_of(top_nodes)
+            # Of all inferences: each scores the nodes of the others too.
+            nodes = sum(
+                other.max_nodes
+                for every in plans
+                for name, other in every.top_nodes().items()
+                if name == spec.depends_on
+            )
+            if isinstance(spec, ScoredTokensSpec):
+                _check_scored(nodes, min(spec.count, self._vocabulary.size), each.field)
+                plan.captures |= self._directions.captures(spec.scoring, layout)
+                plan.extra_bytes += self._vocabulary.n_bytes(nodes) + 8 * nodes * width
+            else:
+                plan.captures |= self._attribution.captures(layout)
+                plan.extra_bytes += 8 * nodes * (width + len(plan.prepared.tokens))
+
+
+def _check_names(inference: BatchInference) -> None:
+    seen: set[str] = set()
+    for each in inference.specs:
+        if each.name in seen:
+            raise InvalidArgument(
+                f"{each.name!r} is the name of two requests on this inference",
+                field=f"{each.field.rpartition('.')[0]}.name",
+            )
+        seen.add(each.name)
+
+
+def _check_dependency(named: NamedSpec, spec: Dependent, inference: BatchInference) -> None:
+    here = f"{named.field}.depends_on"
+    by_name = {each.name: each.spec for each in inference.specs}
+    needed = by_name.get(spec.depends_on)
+    if isinstance(needed, TopNodesSpec):
+        return
+    there = ", ".join(name for name, each in by_name.items() if isinstance(each, TopNodesSpec))
+    wanted = f"it must name top nodes of the same inference, which are {there or 'none'}"
+    if needed is None:
+        raise InvalidArgument(
+            f"no request on this inference is called {spec.depends_on!r}; {wanted}", field=here
+        )
+    if spec.depends_on == named.name:
+        raise InvalidArgument(f"{named.name!r} depends on itself; {wanted}", field=here)
+    raise InvalidArgument(f"{spec.depends_on!r} is {_KINDS[type(needed)]}; {wanted}", field=here)
+
+
+def _check_lengths(inferences: Sequence[BatchInference], plans: Sequence[InferencePlan]) -> None:
+    """Refuses prompts of different lengths where top nodes are asked for."""
+    first: tuple[int, str] | None = None
+    for inference, plan in zip(inferences, plans, strict=True):
+        if not plan.top_nodes():
+            continue
+        length = len(plan.prepared.tokens)
+        if first is None:
+            first = length, inference.field
+        elif length != first[0]:
+            raise InvalidArgument(
+                f"all prompts of a call that asks for top nodes must have the same length: this "
+                f"one has {length} tokens, {first[1]}.prompt has {first[0]}",
+                field=f"{inference.field}.prompt",
+                reason="PROMPT_LENGTHS_DIFFER",
+            )
+
+
+def _check_united(inferences: Sequence[BatchInference], plans: Sequence[InferencePlan]) -> None:
+    """Refuses top nodes of one name whose nodes can't be united, or are too many together."""
+    first: dict[str, tuple[ResolvedTopNodes, str]] = {}
+    total: dict[str, int] = {}
+    for inference, plan in zip(inferences, plans, strict=True):
+        for each in inference.specs:
+            resolved = plan.specs[each.name]
+            if not isinstance(resolved, ResolvedTopNodes):
+                continue
+            other, where = first.setdefault(each.name, (resolved, each.field))
+            if resolved.node_layout != other.node_layout:
+                raise InvalidArgument(
+                    f"top nodes of the name {each.name!r} are united over inferences; these are "
+                    f"not of the node types of {where}, or are indexed in another way",
+                    field=f"{each.field}.groups",
+                )
+            total[each.name] = total.get(each.name, 0) + resolved.max_nodes
+            if total[each.name] > MAX_NODES:
+                raise too_many_nodes(total[each.name], each.field)
+
+
+def _check_scored(nodes: int, count: int, field: str) -> None:
+    entries = 2 * nodes * count
+    if entries > MAX_SCORED:
+        raise ResourceExhausted(
+            f"up to {entries} tokens would be listed for {nodes} nodes; {MAX_SCORED} is the most. "
+            "Ask for fewer tokens or fewer nodes",
+            field=f"{field}.token_count",
+            reason="REQUEST_TOO_LARGE",
+            metadata={"entries": str(entries), "limit": str(MAX_SCORED)},
+        )

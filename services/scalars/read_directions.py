@@ -1,0 +1,100 @@
+"""Directions of the residual stream that nodes read: gradients of their activation before the
+nonlinearity, the scale of the layer norm before them a constant.
+
+Nodes at different tokens don't meet in a gradient, so that one backward pass serves as many nodes
+as there are tokens, or, in the MLP, all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.scalars.autoencoders import Autoencoder
+from services.scalars.deriving.differentiation import gradient
+from services.scalars.model.blocks import AttentionPart
+from services.scalars.model.family import SubjectModel
+from services.scalars.model.locations import ActivationLocationType
+
+Column = NDArray[np.int64]
+
+
+def neuron_reads(
+    model: SubjectModel, layer: int, residual: Tensor, tokens: Column, neurons: Column
+) -> Tensor:
+    """Gradients (m, D) of neurons' pre-activations at the residual stream (T, D) before the MLP."""
+    device = residual.device
+    unique, which = np.unique(neurons, return_inverse=True)
+    wanted, chosen = torch.from_numpy(unique).to(device), torch.from_numpy(which).to(device)
+
+    def total(rows: Tensor) -> Tensor:
+        pre = model.mlp_neurons(layer, rows, detach_scale=True, neurons=wanted).pre_act
+        return pre.gather(1, chosen[:, None]).sum()
+
+    return gradient(total, residual[torch.from_numpy(tokens).to(device)])
+
+
+def latent_reads(
+    model: SubjectModel,
+    autoencoder: Autoencoder,
+    layer: int,
+    residual: Tensor,
+    tokens: Column,
+    latents: Column,
+) -> Tensor:
+    """The same of latents of an autoencoder on the MLP's neurons or its output."""
+    device = residual.device
+    unique, which = np.unique(latents, return_inverse=True)
+    wanted, chosen = torch.from_numpy(unique).to(device), torch.from_numpy(which).to(device)
+
+    def total(rows: Tensor) -> Tensor:
+        read = model.mlp_neurons(layer, rows, detach_scale=True).post_act
+        if autoencoder.location is not ActivationLocationType.MLP_POST_ACT:
+            read = model.mlp_output(layer, read)
+        return autoencoder.encode_pre(layer, read, wanted).gather(1, chosen[:, None]).sum()
+
+    return gradient(total, residual[torch.from_numpy(tokens).to(device)])
+
+
+def head_reads(
+    model: SubjectModel,
+    part: AttentionPart,
+    layer: int,
+    residual: Tensor,
+    pairs: Column,
+    heads: Column,
+) -> Tensor:
+    """Gradients (m, D) of attention logits of token pairs (m, 2) and heads, through the query at
+    the query's token or the key at the key's, at the residual stream (T, D) before the attention.
+    """
+    device = residual.device
+    query, key = (torch.from_numpy(pairs[:, side]).to(device) for side in (0, 1))
+    head = torch.from_numpy(heads).to(device)
+    tokens = pairs[:, 0 if part is AttentionPart.QUERY else 1]
+    turns = _occurrence(tokens)
+    found = residual.new_zeros((len(pairs), residual.shape[1]))
+    for turn in range(int(turns.max(initial=-1)) + 1):
+        chosen = torch.from_numpy(np.flatnonzero(turns == turn)).to(device)
+
+        def total(rows: Tensor, chosen: Tensor = chosen) -> Tensor:
+            # The logit is the product of a query and a key that have their scale already.
+            made = model.attention_heads(layer, rows, attached=frozenset({part}), detach_scale=True)
+            queries = made.query[query[chosen], head[chosen]]
+            return (queries * made.key[key[chosen], head[chosen]]).sum()
+
+        of_tokens = gradient(total, residual)
+        found[chosen] = of_tokens[torch.from_numpy(tokens).to(device)[chosen]]
+    return found
+
+
+def _occurrence(values: Column) -> Column:
+    """For each element how many equal ones come before it."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.r_[True, ordered[1:] != ordered[:-1]]
+    first = np.maximum.accumulate(np.where(starts, np.arange(len(values)), 0))
+    found = np.empty(len(values), dtype=np.int64)
+    found[order] = np.arange(len(values)) - first
+    return found

@@ -1,0 +1,198 @@
+"""The vocabulary entries that many directions point to most, best and worst, in one pass.
+
+This is where a debugger page spends most of its time: hundreds of directions times the whole
+vocabulary. The vocabulary is worked through in chunks that stay in the cache, and of a direction's
+scores only those in its best blocks are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.scalars.model.family import SubjectModel
+from services.scalars.model.weights import lasting
+
+_BLOCK = 64
+_CHUNK = 32 * _BLOCK
+_SCORES_BYTES = 96 << 20
+"""Most memory that the scores of one pass take."""
+
+
+class VocabularySide(StrEnum):
+    """Which way a direction meets the vocabulary."""
+
+    OUTPUT = "output"
+    """What writing it does to the logits: times the final norm's gain and the unembedding, less the
+    mean over the vocabulary."""
+    INPUT = "input"
+    """What embeddings it reads."""
+
+
+@dataclass(frozen=True)
+class TokenLists:
+    """For each of N directions the entries with the largest and the smallest scores.
+
+    Ids and scores have the shape (N, k); `top` begins with the largest, `bottom` with the smallest.
+    """
+
+    top_ids: NDArray[np.int64]
+    top_scores: NDArray[np.float32]
+    bottom_ids: NDArray[np.int64]
+    bottom_scores: NDArray[np.float32]
+
+    @property
+    def n_bytes(self) -> int:
+        """What it keeps in memory."""
+        return 2 * (self.top_ids.nbytes + self.top_scores.nbytes)
+
+    def part(self, first: int, stop: int) -> TokenLists:
+        """Those of some directions."""
+        return TokenLists(
+            self.top_ids[first:stop],
+            self.top_scores[first:stop],
+            self.bottom_ids[first:stop],
+            self.bottom_scores[first:stop],
+        )
+
+    def row(self, index: int) -> TokenLists:
+        """Those of one direction, (1, k), in memory of their own."""
+        one = self.part(index, index + 1)
+        return TokenLists(
+            one.top_ids.copy(),
+            one.top_scores.copy(),
+            one.bottom_ids.copy(),
+            one.bottom_scores.copy(),
+        )
+
+
+class VocabularyLists:
+    """Finds the best and worst entries of directions of a model's residual stream."""
+
+    def __init__(self, model: SubjectModel) -> None:
+        self._model = model
+        self._mean_unembedding: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Entries of the vocabulary."""
+        return self._model.shape.vocab_size
+
+    def n_bytes(self, directions: int) -> int:
+        """Memory that finding the lists of so many directions takes, from above."""
+        vocabulary, width = self.size, self._model.shape.residual_stream_channels
+        at_once = min(directions, self._at_once())
+        return 4 * (2 * at_once * vocabulary // _BLOCK + at_once * vocabulary + directions * width)
+
+    def lists(
+        self,
+        directions: dict[VocabularySide, Tensor],
+        count: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[VocabularySide, TokenLists]:
+        """Lists of `count` entries, or of all where there are fewer, of directions (N, D).
+
+        Both sides are found in one pass where the model's embedding is its unembedding too.
+        `check` is called now and then, and may raise.
+        """
+        model = self._model
+        prepared: dict[VocabularySide, tuple[Tensor, Tensor]] = {}
+        for side, rows in directions.items():
+            if side is VocabularySide.INPUT:
+                prepared[side] = (rows, torch.zeros(len(rows), device=rows.device))
+            else:
+                scaled = rows * model.write.final_norm_gain
+                prepared[side] = (scaled, scaled @ self._mean())
+        output, embedding = model.write.unembedding, model.token_embedding
+        tied = output.data_ptr() == embedding.data_ptr() and output.shape == embedding.shape
+        if tied and len(prepared) == 2:
+            rows = torch.cat([rows for rows, _ in prepared.values()])
+            offsets = torch.cat([offsets for _, offsets in prepared.values()])
+            both = self._of_matrix(output, rows, offsets, count, check)
+            found, first = {}, 0
+            for side, (own, _) in prepared.items():
+                found[side] = both.part(first, first + len(own))
+                first += len(own)
+            return found
+        return {
+            side: self._of_matrix(
+                output if side is VocabularySide.OUTPUT else embedding, *each, count, check
+            )
+            for side, each in prepared.items()
+        }
+
+    def _mean(self) -> Tensor:
+        """The mean of all rows of the unembedding, (D,)."""
+        if self._mean_unembedding is None:
+            with lasting():
+                self._mean_unembedding = self._model.write.unembedding.float().mean(dim=0)
+        return self._mean_unembedding
+
+    def _at_once(self) -> int:
+        return max(1, _SCORES_BYTES // (4 * self.size))
+
+    def _of_matrix(
+        self,
+        matrix: Tensor,
+        directions: Tensor,
+        offsets: Tensor,
+        count: int,
+        check: Callable[[], None],
+    ) -> TokenLists:
+        parts = []
+        for first in range(0, len(directions), self._at_once()):
+            check()
+            some = slice(first, first + self._at_once())
+            parts.append(_extreme_entries(matrix, directions[some], offsets[some], count))
+        if not parts:
+            nothing = np.empty((0, 0), dtype=np.int64), np.empty((0, 0), dtype=np.float32)
+            return TokenLists(*nothing, *nothing)
+        columns = zip(*parts, strict=True)
+        return TokenLists(*(np.concatenate(column) for column in columns))
+
+
+def _extreme_entries(
+    matrix: Tensor, directions: Tensor, offsets: Tensor, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    size, columns = len(matrix), directions.T.to(matrix.dtype).contiguous()
+    count = min(count, size)
+    scores = matrix.new_empty(size, len(directions))
+    largest, smallest = [], []
+    for first in range(0, size, _CHUNK):
+        chunk = torch.mm(
+            matrix[first : first + _CHUNK], columns, out=scores[first : first + _CHUNK]
+        )
+        whole = len(chunk) // _BLOCK * _BLOCK
+        for part in (chunk[:whole].view(-1, _BLOCK, len(directions)), chunk[whole:][None]):
+            if part.shape[0] and part.shape[1]:
+                largest.append(part.amax(dim=1))
+                smallest.append(part.amin(dim=1))
+    top_ids, top = _best_of_blocks(scores, torch.cat(largest), count, largest=True)
+    bottom_ids, bottom = _best_of_blocks(scores, torch.cat(smallest), count, largest=False)
+    below = offsets[:, None]
+    return (
+        top_ids.cpu().numpy(),
+        (top.float() - below).cpu().numpy(),
+        bottom_ids.cpu().numpy(),
+        (bottom.float() - below).cpu().numpy(),
+    )
+
+
+def _best_of_blocks(
+    scores: Tensor, extrema: Tensor, count: int, *, largest: bool
+) -> tuple[Tensor, Tensor]:
+    """Ids and scores, (N, count), given all scores (V, N) and the extrema of their blocks."""
+    blocks = torch.topk(extrema, min(count, len(extrema)), dim=0, largest=largest).indices
+    inside = torch.arange(_BLOCK, device=scores.device)
+    rows = (blocks[:, None] * _BLOCK + inside[:, None]).flatten(0, 1)
+    beyond = rows >= len(scores)
+    candidates = scores.gather(0, rows.clamp(max=len(scores) - 1))
+    candidates[beyond] = float("-inf") if largest else float("inf")
+    best, order = torch.topk(candidates.T.contiguous(), count, dim=1, largest=largest)
+    return rows.T.gather(1, order), best
