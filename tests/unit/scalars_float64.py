@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -124,7 +125,17 @@ def flat(pairs: Tensor) -> Tensor:
     return torch.stack([pairs[q, k] for q in range(len(pairs)) for k in range(q + 1)])
 
 
-def derived(model: Float64Model, raw: Scalars, grad: Scalars) -> Scalars:
+class Writing(Protocol):
+    """What a model's nodes write with."""
+
+    layers: int
+
+    def mlp_rows(self, layer: int) -> Tensor: ...
+
+    def head_matrices(self, layer: int) -> Tensor: ...
+
+
+def derived(model: Writing, raw: Scalars, grad: Scalars) -> Scalars:
     """Every other scalar that is served, from raw activations and their gradients."""
     found: Scalars = {}
     last = model.layers - 1
