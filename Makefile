@@ -92,6 +92,10 @@ bench-records: setup ## Measure reads of records against their targets
 bench-scalars: setup ## Measure derived scalars against the bare model on a CPU
 	$(BIN)/python -m tests.load.scalars_bench
 
+.PHONY: bench-scalars-forward
+bench-scalars-forward: setup ## Measure our forward pass against transformers' own with hooks
+	$(BIN)/python -m tests.load.scalars_forward
+
 .PHONY: bench-search
 bench-search: setup ## Measure searches over 10,000 and 100,000 explanations
 	$(BIN)/python -m tests.load.search_bench
