@@ -17,23 +17,29 @@ from services.scalars.deriving.differentiation import gradient
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType
+from services.scalars.model.weights import lasting
 
 Column = NDArray[np.int64]
+
+
+def lasting_indices(device: torch.device, *columns: Column) -> tuple[Tensor, ...]:
+    """Indices that a gradient may keep, though the caller is in inference mode."""
+    with lasting():
+        return tuple(torch.from_numpy(column.copy()).to(device) for column in columns)
 
 
 def neuron_reads(
     model: SubjectModel, layer: int, residual: Tensor, tokens: Column, neurons: Column
 ) -> Tensor:
     """Gradients (m, D) of neurons' pre-activations at the residual stream (T, D) before the MLP."""
-    device = residual.device
     unique, which = np.unique(neurons, return_inverse=True)
-    wanted, chosen = torch.from_numpy(unique).to(device), torch.from_numpy(which).to(device)
+    wanted, chosen = lasting_indices(residual.device, unique, which)
 
     def total(rows: Tensor) -> Tensor:
         pre = model.mlp_neurons(layer, rows, detach_scale=True, neurons=wanted).pre_act
         return pre.gather(1, chosen[:, None]).sum()
 
-    return gradient(total, residual[torch.from_numpy(tokens).to(device)])
+    return gradient(total, residual[torch.from_numpy(tokens).to(residual.device)])
 
 
 def latent_reads(
@@ -45,9 +51,8 @@ def latent_reads(
     latents: Column,
 ) -> Tensor:
     """The same of latents of an autoencoder on the MLP's neurons or its output."""
-    device = residual.device
     unique, which = np.unique(latents, return_inverse=True)
-    wanted, chosen = torch.from_numpy(unique).to(device), torch.from_numpy(which).to(device)
+    wanted, chosen = lasting_indices(residual.device, unique, which)
 
     def total(rows: Tensor) -> Tensor:
         read = model.mlp_neurons(layer, rows, detach_scale=True).post_act
@@ -55,7 +60,7 @@ def latent_reads(
             read = model.mlp_output(layer, read)
         return autoencoder.encode_pre(layer, read, wanted).gather(1, chosen[:, None]).sum()
 
-    return gradient(total, residual[torch.from_numpy(tokens).to(device)])
+    return gradient(total, residual[torch.from_numpy(tokens).to(residual.device)])
 
 
 def head_reads(
@@ -69,14 +74,12 @@ def head_reads(
     """Gradients (m, D) of attention logits of token pairs (m, 2) and heads, through the query at
     the query's token or the key at the key's, at the residual stream (T, D) before the attention.
     """
-    device = residual.device
-    query, key = (torch.from_numpy(pairs[:, side]).to(device) for side in (0, 1))
-    head = torch.from_numpy(heads).to(device)
+    query, key, head = lasting_indices(residual.device, pairs[:, 0], pairs[:, 1], heads)
     tokens = pairs[:, 0 if part is AttentionPart.QUERY else 1]
     turns = _occurrence(tokens)
     found = residual.new_zeros((len(pairs), residual.shape[1]))
     for turn in range(int(turns.max(initial=-1)) + 1):
-        chosen = torch.from_numpy(np.flatnonzero(turns == turn)).to(device)
+        (chosen,) = lasting_indices(residual.device, np.flatnonzero(turns == turn))
 
         def total(rows: Tensor, chosen: Tensor = chosen) -> Tensor:
             # The logit is the product of a query and a key that have their scale already.
@@ -85,7 +88,7 @@ def head_reads(
             return (queries * made.key[key[chosen], head[chosen]]).sum()
 
         of_tokens = gradient(total, residual)
-        found[chosen] = of_tokens[torch.from_numpy(tokens).to(device)[chosen]]
+        found[chosen] = of_tokens[torch.from_numpy(tokens).to(residual.device)[chosen]]
     return found
 
 

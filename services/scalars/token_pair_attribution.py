@@ -23,8 +23,10 @@ from services.scalars.model.locations import (
     PassType,
 )
 from services.scalars.model.taps import RawTensorId
+from services.scalars.model.weights import lasting
 from services.scalars.node_directions import Captured, Layout
 from services.scalars.node_lists import NodeList
+from services.scalars.read_directions import lasting_indices
 
 _LOCATIONS = (
     ActivationLocationType.RESID_DELTA_ATTN,
@@ -123,9 +125,10 @@ class TokenPairAttribution:
         if autoencoder is None:
             raise ValueError("there is no autoencoder on attention")
         output, probs, values = tensors
-        query, latent = torch.from_numpy(indices.T).to(output.device)
+        query, latent = lasting_indices(output.device, indices[:, 0], indices[:, 1])
         rows = output[query]
-        chosen = latent[:, None]
+        with lasting():
+            chosen = latent[:, None]
         active = autoencoder.encode(layer, rows).gather(1, chosen)[:, 0]
         slopes = gradient(
             lambda inputs: autoencoder.encode(layer, inputs).gather(1, chosen).sum(), rows

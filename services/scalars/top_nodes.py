@@ -35,8 +35,8 @@ class TopNodesSpec:
     """Which nodes to list.
 
     `count` is that of the largest and of the smallest of each type, None for every node;
-    `sum_dimensions` are those that the sums keep, None for the token dimensions. With a
-    `first_layer` only its nodes and those of later layers are listed.
+    `sum_dimensions` are those that the sums keep of the types that have them, None for the token
+    dimensions. With a `first_layer` only its nodes and those of later layers are listed.
     """
 
     groups: tuple[ScalarGroup, ...]
@@ -134,13 +134,14 @@ def resolve_top_nodes(
             f"layer {spec.first_layer} does not exist; the model has layers 0 to {layers - 1}",
             field=f"{field}.first_layer",
         )
+    known = {dimension for group in groups for each in group for dimension in each.dst.dimensions}
     for position, dimension in enumerate(spec.sum_dimensions or ()):
-        _check_every(
-            groups,
-            lambda each, wanted=dimension: wanted in each.dst.dimensions,  # type: ignore[misc]
-            f"{{}} has no dimension {dimension.value}",
-            f"{field}.sum_dimensions.dimensions[{position}]",
-        )
+        if dimension not in known:
+            raise InvalidArgument(
+                f"no type of the groups has the dimension {dimension.value}; they have "
+                f"{', '.join(sorted(each.value for each in known))}",
+                field=f"{field}.sum_dimensions.dimensions[{position}]",
+            )
     resolved = ResolvedTopNodes(spec, groups, None if token is None else token % n_tokens)
     if resolved.max_nodes > MAX_NODES:
         raise too_many_nodes(resolved.max_nodes, field)
