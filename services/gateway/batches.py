@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from neuropil import names
 from neuropil.scalars import v1
@@ -25,6 +26,7 @@ from services.gateway.requests.specs import (
     ScoredTokensRequestSpec,
 )
 
+_UNSCORED = ("input_tokens_that_upvote_attn_q", "input_tokens_that_upvote_attn_k")
 PLACE = re.compile(
     r"inferences\[(?P<position>\d+)\]"
     r"(\.(?P<run>inference)|\.specs\[(?P<spec>\d+)\](\.\w+)?)?"
@@ -44,9 +46,26 @@ def batch_inference(body: InferenceSubRequest) -> v1.BatchInference:
     """A run, and what to derive from it."""
     return v1.BatchInference(
         inference=inference_message(body.inference_request_spec),
-        specs=[
-            _named_spec(name, spec) for name, spec in body.processing_request_spec_by_name.items()
-        ],
+        specs=[_named_spec(name, spec) for name, spec in derived_specs(body).items()],
+    )
+
+
+def derived_specs(body: InferenceSubRequest) -> dict[str, ProcessingRequestSpec]:
+    """The specs that the model is asked about, in the order of the body.
+
+    What queries and keys of heads read is null on these routes, whatever a node is: nothing is
+    derived for it.
+    """
+    specs = body.processing_request_spec_by_name
+    return {name: spec for name, spec in specs.items() if not _is_null(spec, specs)}
+
+
+def _is_null(spec: ProcessingRequestSpec, specs: Mapping[str, ProcessingRequestSpec]) -> bool:
+    return (
+        isinstance(spec, ScoredTokensRequestSpec)
+        and spec.token_scoring_type.value in _UNSCORED
+        # One that depends on nothing is refused like all others.
+        and isinstance(specs.get(spec.depends_on_spec_name), MultipleTopKDerivedScalarsRequestSpec)
     )
 
 
@@ -74,10 +93,7 @@ class BatchPath:
     """Gives a field of the contract's batch as it stands in a body of /batched."""
 
     def __init__(self, body: BatchedRequest) -> None:
-        self._specs = [
-            list(each.processing_request_spec_by_name.items())
-            for each in body.inference_sub_requests
-        ]
+        self._specs = [list(derived_specs(each).items()) for each in body.inference_sub_requests]
 
     def __call__(self, path: str) -> str:
         """The path in the body."""

@@ -174,6 +174,13 @@ def scored_tokens_pieces(scored: v1.ScoredTokens, nodes: NodeList) -> Iterator[b
     yield b"}"
 
 
+def unscored_tokens_pieces(nodes: NodeList) -> Iterator[bytes]:
+    """Null for each of the nodes."""
+    yield b'{"responseDataType":"scored_tokens_response_data","nodeIndices":'
+    yield from nodes.pieces()
+    yield b',"topTokensList":' + encode([None] * len(nodes)) + b"}"
+
+
 def attribution_pieces(attributions: v1.TokenPairAttributions, nodes: NodeList) -> Iterator[bytes]:
     """Attended-to tokens of each node; null for a node that has none."""
     _check_length(len(attributions.nodes), nodes)

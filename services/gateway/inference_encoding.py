@@ -15,6 +15,7 @@ from services.gateway.derived_encoding import (
     token_names,
     token_pair_pieces,
     top_nodes_pieces,
+    unscored_tokens_pieces,
 )
 from services.gateway.encoding import array, encode
 from services.gateway.requests.batches import BatchedRequest
@@ -87,9 +88,15 @@ class BatchAnswer:
         for result in response.results:
             if result.HasField("top_nodes"):
                 self._note_nodes(result.name, result.top_nodes.nodes, token_count)
-        for number, result in enumerate(response.results):
-            yield (b"," if number else b"") + encode(result.name) + b":"
-            yield from self._result(response.position, result)
+        derived = {result.name: result for result in response.results}
+        for number, name in enumerate(self._specs[response.position]):
+            yield (b"," if number else b"") + encode(name) + b":"
+            found = derived.get(name)
+            if found is None:
+                # Null for every node, so that nothing was derived for it.
+                yield from unscored_tokens_pieces(self._nodes(response.position, name))
+            else:
+                yield from self._result(response.position, found)
         yield b"}}"
 
     def _note_nodes(self, name: str, table: v1.NodeTable, token_count: int) -> None:
@@ -116,16 +123,18 @@ class BatchAnswer:
             case "top_nodes":
                 return top_nodes_pieces(result.top_nodes, self._lists[result.name])
             case "scored_tokens":
-                return scored_tokens_pieces(result.scored_tokens, self._nodes(position, result))
+                return scored_tokens_pieces(
+                    result.scored_tokens, self._nodes(position, result.name)
+                )
             case "token_pair_attribution":
                 return attribution_pieces(
-                    result.token_pair_attribution, self._nodes(position, result)
+                    result.token_pair_attribution, self._nodes(position, result.name)
                 )
             case other:
                 raise ValueError(f"an answer of kind {other}, which no request asks for")
 
-    def _nodes(self, position: int, result: v1.NamedResult) -> NodeList:
-        spec = self._specs[position][result.name]
+    def _nodes(self, position: int, name: str) -> NodeList:
+        spec = self._specs[position][name]
         if not isinstance(spec, ScoredTokensRequestSpec | TokenPairAttributionRequestSpec):
-            raise ValueError(f"an answer about nodes to spec {result.name!r}, which has none")
+            raise ValueError(f"an answer about nodes to spec {name!r}, which has none")
         return self._lists[spec.depends_on_spec_name]

@@ -91,9 +91,8 @@ def _page_specs(count: int) -> list[v1.NamedSpec]:
     scored = {
         "upvotedOutputTokens": v1.TOKEN_SCORING_UPVOTED_OUTPUT_TOKENS,
         "inputTokensThatUpvoteMlp": v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_MLP,
-        "inputTokensThatUpvoteAttnQ": v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_ATTN_Q,
-        "inputTokensThatUpvoteAttnK": v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_ATTN_K,
     }
+    # What queries and keys read is null on the viewer's page, and the gateway asks for none of it.
     return [
         v1.NamedSpec(name=TOP_COMPONENTS, top_nodes=top_nodes_spec(PAGE_GROUPS, count)),
         v1.NamedSpec(name="componentSumsForTokenDisplay", top_nodes=sums),
