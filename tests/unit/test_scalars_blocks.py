@@ -13,11 +13,13 @@ from torch.autograd import forward_ad
 from services.scalars.inference import PreparedInference, run_inference
 from services.scalars.model.blocks import ALL_PARTS, AttentionPart
 from services.scalars.model.family import SubjectModel
+from services.scalars.model.llama import Llama
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import RawTensorId
 from tests.unit.scalars_checkpoint import write_checkpoint
+from tests.unit.scalars_llama_checkpoint import VARIANTS, write_llama_checkpoint
 
 TOKENS = (5, 17, 5, 200, 31, 90, 2)
 LAYER = 1
@@ -36,9 +38,13 @@ PLACES = (
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> SubjectModel:
-    path: Path = write_checkpoint(tmp_path_factory.mktemp("blocks") / "model")
+@pytest.fixture(scope="module", params=["gpt2", *VARIANTS])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SubjectModel:
+    path: Path = tmp_path_factory.mktemp("blocks") / "model"
+    if request.param == "gpt2":
+        write_checkpoint(path)
+    else:
+        write_llama_checkpoint(path, request.param)
     return load_subject("tiny", str(path), "cpu").model
 
 
@@ -83,7 +89,9 @@ def test_writes_and_biases_sum_to_what_a_block_gives(
     model: SubjectModel, run: dict[Location, Tensor]
 ) -> None:
     write = model.write
-    mlp_bias, attn_bias = write.mlp_bias[LAYER], write.attn_bias[LAYER]
+    nothing = torch.zeros(write.mlp[LAYER].shape[1])
+    mlp_bias = nothing if write.mlp_bias[LAYER] is None else write.mlp_bias[LAYER]
+    attn_bias = nothing if write.attn_bias[LAYER] is None else write.attn_bias[LAYER]
     assert mlp_bias is not None
     assert attn_bias is not None
     mlp = run[Location.MLP_POST_ACT] @ write.mlp[LAYER] + mlp_bias
@@ -169,9 +177,11 @@ def test_both_modes_of_differentiation_agree(
 def test_a_detached_scale_leaves_only_the_linear_way(
     model: SubjectModel, run: dict[Location, Tensor], detach_scale: bool
 ) -> None:
-    """Along the residual stream itself a layer norm only rescales: nothing changes by it."""
+    """Along what it divides by its scale a norm only rescales: nothing changes by it."""
     residual = run[Location.RESID_POST_ATTN].clone()
-    centred = residual - residual.mean(dim=1, keepdim=True)
+    # What a layer norm divides has no mean, what an RMS norm does is the residual stream itself.
+    mean = residual.mean(dim=1, keepdim=True)
+    centred = residual if isinstance(model, Llama) else residual - mean
 
     def of(x: Tensor) -> Tensor:
         return model.mlp_neurons(LAYER, x, detach_scale=detach_scale).pre_act
