@@ -354,10 +354,13 @@ def resolve_component(
     here = f"{component}.layer_index"
     check_exists_at(declaration, spec.layer_index, autoencoder, latent, here)
     sizes = sizes_of(declaration, shape, len(prepared.tokens), autoencoder, spec.layer_index)
-    if not 0 <= spec.component_index < sizes[-1]:
+    index = spec.component_index
+    if dst.dimensions[-1] is Dimension.SINGLETON and latent is not None and index == latent.latent:
+        # What is derived of one latent alone has it as its only component.
+        index = 0
+    if not 0 <= index < sizes[-1]:
         raise InvalidArgument(
-            f"component {spec.component_index} is not in {dst.dimensions[-1].value}, "
-            f"which has {sizes[-1]}",
+            f"component {index} is not in {dst.dimensions[-1].value}, which has {sizes[-1]}",
             field=f"{component}.component_index",
         )
     return ResolvedSelection(
@@ -366,7 +369,7 @@ def resolve_component(
         layers=(spec.layer_index,),
         slices=(
             *(slice(None) for _ in sizes[:-1]),
-            slice(spec.component_index, spec.component_index + 1),
+            slice(index, index + 1),
         ),
         shapes=(sizes,),
     )

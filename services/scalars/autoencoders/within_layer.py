@@ -9,8 +9,9 @@ from services.scalars.deriving.indexing import ActivationIndex
 from services.scalars.model.locations import ActivationLocationType, NodeType, PassType
 from shared.errors import InvalidArgument
 
+_GENERIC = ActivationLocationType.ONLINE_AUTOENCODER_LATENT
 _LATENTS = (
-    ActivationLocationType.ONLINE_AUTOENCODER_LATENT,
+    _GENERIC,
     ActivationLocationType.ONLINE_MLP_AUTOENCODER_LATENT,
     ActivationLocationType.ONLINE_ATTENTION_AUTOENCODER_LATENT,
 )
@@ -30,6 +31,9 @@ def resolve_within_layer_latent(
 ) -> WithinLayerLatent:
     """Checks which latent is meant; errors name the field after the prefix `field`.
 
+    The generic name means the latents of the only autoencoder, or of two those of attention: it is
+    to attention that most of such attribution is.
+
     Raises InvalidArgument for a place that holds no latents of this deployment, a gradient, a layer
     without latents, and indices that are not [all tokens, one latent].
     """
@@ -45,6 +49,8 @@ def resolve_within_layer_latent(
         )
     if index.layer_index is None:
         raise InvalidArgument(f"{location.value} needs a layer index", field=f"{field}.layer_index")
+    if location is _GENERIC and autoencoders.single is None and autoencoders.attention is not None:
+        location = autoencoders.attention.latent_location
     autoencoder = autoencoders.resolve_location(location, index.layer_index, field)
     count = autoencoder.latent_count(index.layer_index)
     match index.tensor_indices:
