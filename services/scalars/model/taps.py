@@ -53,7 +53,9 @@ class RowTaps:
     """What is captured and overwritten of one row.
 
     Overwrites are applied in the order given. `residuals` are places of the residual stream that
-    are kept as they are, so that something can be computed from them and differentiated.
+    are kept as they are, so that something can be computed from them and differentiated. Where
+    there are any, the backward pass starts at the first: a gradient after it is 0, and setting it
+    changes nothing.
     """
 
     captures: frozenset[RawTensorId] = frozenset()
@@ -149,6 +151,10 @@ class Taps:
         self._gradients: dict[Place, list[_Part]] = {}
         self._residuals: dict[Place, _Part] = {}
         self._seen: set[Place] = set()
+        self._starts = {
+            index: row.residuals[0] for index, row in enumerate(self.rows) if row.residuals
+        }
+        self._after_start: dict[Place, frozenset[int]] = {}
         self._injected = {
             (autoencoder.location, layer): autoencoder
             for location, layer in self._touched
@@ -240,8 +246,12 @@ class Taps:
         backward = RawTensorId(location, layer, PassType.BACKWARD)
         part = part.with_tensor(_overwritten(part, self._overwrites.get(forward, {})))
         tensor = part.tensor
+        # As other rows may start later, a row's gradients after its start are passed by in vain.
+        self._after_start[place] = frozenset(
+            row for row, start in self._starts.items() if start in self._seen and start != place
+        )
         if tensor.requires_grad:
-            _overwrite_gradient(part, self._overwrites.get(backward, {}))
+            _overwrite_gradient(part, self._gradient_overwrites(backward))
         if self.backward and backward in self._captures:
             self._inputs.setdefault(place, []).append(part)
         if forward in self._captures:
@@ -316,6 +326,12 @@ class Taps:
             self._around_latents.append((autoencoder, layer, _Part(x, own)))
         return x
 
+    def _gradient_overwrites(self, target: RawTensorId) -> Overwrites:
+        """The overwrites of a gradient, of rows whose backward pass reaches it."""
+        in_vain = self._after_start.get(target.place, frozenset())
+        by_row = self._overwrites.get(target, {})
+        return {row: each for row, each in by_row.items() if row not in in_vain}
+
     def residuals(self, row: int) -> list[Tensor]:
         """The places of the residual stream (T, D) that a row keeps, with their graph."""
         return [self._residuals[place].row(row) for place in self.rows[row].residuals]
@@ -342,7 +358,8 @@ class Taps:
             return part.with_tensor(torch.zeros_like(part.tensor) if gradient is None else gradient)
 
         for (location, layer), captured in self._inputs.items():
-            overwrites = self._overwrites.get(RawTensorId(location, layer, PassType.BACKWARD), {})
+            target = RawTensorId(location, layer, PassType.BACKWARD)
+            overwrites = self._gradient_overwrites(target)
             for part in map(gradient_of, captured):
                 # autograd hands out the gradient as it was before the hooks of a tensor ran.
                 overwritten = part.with_tensor(_overwritten(part, overwrites))
