@@ -1,5 +1,8 @@
 """Running jobs together: one run for all of them, then what each derives.
 
+On a CPU the derivations of a batch run side by side, one processor each: they are many small steps,
+which gain little from several. What is derived alone has all processors.
+
 Whatever goes wrong is tried again in smaller parts. A batch that raises is run row by row, so that
 a row that can't be run fails alone. A batch for which memory is too little is halved, after what
 was kept for later requests was given back; a row that fails alone is answered.
@@ -9,7 +12,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -61,12 +66,14 @@ class BatchOfJobs:
         autoencoders: AutoencoderSet,
         runs: RunCache,
         memory: MemoryBudget,
+        side_by_side: Executor | None,
         taken: Sequence[Waiting],
     ) -> None:
         self._model = model
         self._autoencoders = autoencoders
         self._runs = runs
         self._memory = memory
+        self._side_by_side = side_by_side
         self._taken = taken
         self._parts: list[list[_SharedRun]] = []
         self.has_run = False
@@ -85,17 +92,21 @@ class BatchOfJobs:
     def _shared_runs(self) -> list[_SharedRun]:
         """What is to be run; what needs no run is derived here."""
         found: dict[RunKey, _SharedRun] = {}
+        at_hand: list[tuple[Waiting, RunResult]] = []
         for each in self._taken:
             if self._is_dropped(each):
                 continue
             run = self._runs.get(each.key, each.job.captures)
             if run is not None:
-                self._derive(each, run, crowded=True)
+                at_hand.append((each, run))
             elif each.key in found:
                 found[each.key].jobs.append(each)
                 COALESCED.inc()
             else:
                 found[each.key] = _SharedRun([each])
+        self._do_all(
+            [partial(self._derive, waiting, run, crowded=True) for waiting, run in at_hand]
+        )
         return list(found.values())
 
     def _run(self, part: list[_SharedRun]) -> None:
@@ -112,9 +123,13 @@ class BatchOfJobs:
         elif outcome is None:
             self._split(part, crowded=crowded)
         else:
-            for each in part:
-                # What a row has captured is let go of as soon as it is derived.
-                self._derive_all(each, outcome.pop(0), crowded=crowded)
+            derivations = [
+                partial(self._derive_all, each, result, crowded=crowded)
+                for each, result in zip(part, outcome, strict=True)
+            ]
+            # What a row has captured is let go of once it is derived.
+            del outcome
+            self._do_all(derivations)
 
     def _attempt(self, part: Sequence[_SharedRun]) -> list[RunResult] | BaseException | None:
         """The runs' results in order, what they raised, or None where memory was too little.
@@ -190,6 +205,19 @@ class BatchOfJobs:
             self._parts.append([_SharedRun([waiting], retried=True)])
         else:
             self._answer_out_of_memory(waiting)
+
+    def _do_all(self, work: list[partial[None]]) -> None:
+        """Does all of it, side by side where there is more than one thing to do."""
+        if self._side_by_side is None or len(work) < 2:
+            while work:
+                work.pop(0)()
+            return
+        futures = []
+        while work:
+            futures.append(self._side_by_side.submit(work.pop(0)))
+        wait(futures)
+        for future in futures:
+            future.result()
 
     def _make_room(self) -> None:
         self._runs.clear()

@@ -13,7 +13,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+import torch
 
 from services.scalars.admission import MemoryBudget
 from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
@@ -59,6 +62,17 @@ class Engine:
         self._memory = MemoryBudget(model.device, memory_limit, lambda: self._runs.n_bytes)
         self._queue = JobQueue(batches or BatchLimits(), queue_limit)
         WAITING.labels(self._device).set_function(lambda: len(self._queue))
+        self._threads = torch.get_num_threads()
+        self._side_by_side = (
+            ThreadPoolExecutor(
+                self._threads,
+                thread_name_prefix=f"scalars-{model.device}-derive",
+                initializer=torch.set_num_threads,
+                initargs=(1,),
+            )
+            if model.device.type == "cpu" and self._threads > 1
+            else None
+        )
         self._thread = threading.Thread(
             target=self._work, name=f"scalars-{model.device}", daemon=True
         )
@@ -107,6 +121,8 @@ class Engine:
         for waiting in self._queue.close():
             waiting.settle(error=Unavailable("the service is ending"))
         self._thread.join()
+        if self._side_by_side is not None:
+            self._side_by_side.shutdown()
 
     def _waiting(self, job: Job[Any]) -> Waiting:
         loop = asyncio.get_running_loop()
@@ -129,6 +145,8 @@ class Engine:
         )
 
     def _work(self) -> None:
+        # The number is each thread's own; threads that derive side by side have set theirs.
+        torch.set_num_threads(self._threads)
         while True:
             taken = self._queue.take(self._is_at_hand, self._memory.available_when_idle)
             if not taken:
@@ -136,7 +154,14 @@ class Engine:
             started = time.perf_counter()
             for waiting in taken:
                 QUEUE_SECONDS.labels(self._device).observe(started - waiting.since)
-            batch = BatchOfJobs(self.model, self._autoencoders, self._runs, self._memory, taken)
+            batch = BatchOfJobs(
+                self.model,
+                self._autoencoders,
+                self._runs,
+                self._memory,
+                self._side_by_side,
+                taken,
+            )
             batch.serve()
             seconds = time.perf_counter() - started
             RUN_SECONDS.labels(self._device).observe(seconds)

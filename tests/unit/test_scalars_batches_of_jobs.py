@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -283,6 +284,30 @@ async def test_a_derivation_without_memory_is_tried_again_alone(
     assert found[2].reason == "OUT_OF_MEMORY"
     assert counted("out_of_memory_splits_total") == [splits + 2]
     assert await engine.run(Job(inferences[0], [CAPTURE], exhausting(0))) == "done"
+
+
+async def test_derivations_of_a_batch_run_side_by_side(
+    subject: Subject, inferences: list[PreparedInference]
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = Engine(subject.model)
+        met = threading.Barrier(2)
+
+        def meet(run: RunResult, check: Check) -> int:
+            met.wait(20)
+            return torch.get_num_threads()
+
+        jobs = [Job(each, [CAPTURE], meet) for each in inferences]
+        assert await together(engine, jobs) == [1] * 4
+        # The same again from the runs that were kept.
+        assert await together(engine, jobs) == [1] * 4
+        alone = Job(inferences[0], [CAPTURE], lambda run, check: torch.get_num_threads())
+        assert await engine.run(alone) == 2
+        engine.close()
+    finally:
+        torch.set_num_threads(before)
 
 
 async def test_many_jobs_of_all_kinds(

@@ -6,10 +6,14 @@ left here, so that the little computation that is differentiated is an ordinary 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+# torch counts the levels of forward mode for the whole process, not for each thread.
+_FORWARD_MODE = threading.Lock()
 
 
 def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -30,7 +34,7 @@ def directional_derivative(
 
     Forward-mode: one pass, of about twice the work of the function itself.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with _FORWARD_MODE, torch.inference_mode(False), torch.no_grad():
         change: Tensor = torch.func.jvp(
             function, (at.detach().clone(),), (along.detach().clone(),)
         )[1]
