@@ -62,6 +62,7 @@ def make_autoencoder(
     def normal(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator) * 0.4
 
+    thresholds = (Activation.JUMPRELU, Activation.GATED)
     made = {}
     for layer in range(model.shape.layers) if layers is None else layers:
         latents = LATENTS + layer
@@ -71,7 +72,7 @@ def make_autoencoder(
             decoder=normal(latents, width),
             input_bias=normal(width),
             output_bias=normal(width),
-            threshold=normal(latents).abs() if activation is Activation.JUMPRELU else None,
+            threshold=normal(latents).abs() if activation in thresholds else None,
             k=4 if activation is Activation.TOPK else None,
         )
     return Autoencoder("random", location, activation, made)
