@@ -257,7 +257,7 @@ def _layer(weights: TensorFile, folder: _Folder, width: int) -> AutoencoderLayer
         encoder, encoder_bias = encoder * lengths[:, None], encoder_bias * lengths
         decoder = decoder / lengths[:, None]
     return AutoencoderLayer(
-        encoder=encoder.contiguous(),
+        encoder=encoder,
         encoder_bias=encoder_bias,
         decoder=decoder,
         input_bias=output_bias if folder.subtracts_output_bias else torch.zeros_like(output_bias),
