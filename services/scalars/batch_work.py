@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
+
+from torch import Tensor
 
 from services.scalars.batches import Dependent, InferencePlan, layout_of
 from services.scalars.components import (
@@ -23,6 +26,7 @@ from services.scalars.inference import RunResult
 from services.scalars.jobs import Check
 from services.scalars.node_directions import NodeDirections
 from services.scalars.node_lists import NodeList, united
+from services.scalars.output_logits import NORMALIZED, OutputLogits
 from services.scalars.ranking import NodeScalars, strongest_nodes, sums_of, values_of
 from services.scalars.remembered_lists import RememberedLists
 from services.scalars.results import SelectedTensors, SpecResult
@@ -49,6 +53,7 @@ class Tools:
     vocabulary: VocabularyLists
     remembered: RememberedLists
     projection: VocabularyProjection
+    logits: OutputLogits
 
 
 @dataclass
@@ -60,6 +65,7 @@ class BatchWork:
 
     plans: Sequence[InferencePlan]
     tools: Tools
+    held_bytes: int = HELD_BYTES
     results: dict[int, dict[str, SpecResult]] = field(default_factory=dict)
     _waiting: dict[int, tuple[Derivation, NodesByName]] = field(default_factory=dict)
 
@@ -68,7 +74,7 @@ class BatchWork:
         """Whether all inferences can be completed when the last has run."""
         if len(self.plans) == 1 or not self._shared_names():
             return True
-        return sum(plan.extra_bytes for plan in self.plans) <= HELD_BYTES
+        return sum(plan.extra_bytes for plan in self.plans) <= self.held_bytes
 
     def _shared_names(self) -> bool:
         """Whether top nodes of a name are asked for on more than one inference."""
@@ -100,11 +106,51 @@ class BatchWork:
             name: _remembered(
                 run,
                 ("strongest", each.spec),
-                lambda each=each: strongest_nodes(each, derivation.scalars),  # type: ignore[misc]
+                partial(self._strongest, name, each, plan, derivation),
                 lambda nodes: 40 * len(nodes),
             )
             for name, each in plan.top_nodes().items()
         }
+
+    def _strongest(
+        self, name: str, resolved: ResolvedTopNodes, plan: InferencePlan, derivation: Derivation
+    ) -> NodeList:
+        derivation.check()
+        if name in plan.of_one_token:
+            return self.tools.logits.strongest(resolved, _normalized(derivation))
+        return strongest_nodes(resolved, derivation.scalars)
+
+    def _node_scalars(
+        self,
+        name: str,
+        resolved: ResolvedTopNodes,
+        nodes: NodeList,
+        plan: InferencePlan,
+        derivation: Derivation,
+    ) -> NodeScalars:
+        logits = self.tools.logits
+        one_token = name in plan.of_one_token
+        sums = _remembered(
+            derivation.run,
+            ("sums", resolved.spec),
+            lambda: (
+                logits.sums(resolved, _normalized(derivation))
+                if one_token
+                else sums_of(resolved, derivation.scalars)
+            ),
+            lambda found: sum(each.nbytes for each in found.values()),
+        )
+        values = _remembered(
+            derivation.run,
+            ("values", resolved.spec, nodes.key),
+            lambda: (
+                logits.values(nodes, resolved, _normalized(derivation))
+                if one_token
+                else values_of(nodes, resolved, derivation.scalars)
+            ),
+            lambda found: sum(each.nbytes for each in found.values()),
+        )
+        return NodeScalars(nodes, values, sums)
 
     def derive_with(
         self, position: int, nodes: NodesByName, run: RunResult, check: Check
@@ -173,7 +219,7 @@ class BatchWork:
                     )
                 return token_pair_table(spec, derivation)
             case ResolvedTopNodes():
-                return _node_scalars(spec, nodes[name], derivation)
+                return self._node_scalars(name, spec, nodes[name], plan, derivation)
             case ScoredTokensSpec():
                 raise ValueError("tokens are scored for all inferences together")
             case _:
@@ -209,22 +255,9 @@ def selected_tensors(selection: ResolvedSelection, derivation: Derivation) -> Se
     )
 
 
-def _node_scalars(
-    resolved: ResolvedTopNodes, nodes: NodeList, derivation: Derivation
-) -> NodeScalars:
-    sums = _remembered(
-        derivation.run,
-        ("sums", resolved.spec),
-        lambda: sums_of(resolved, derivation.scalars),
-        lambda found: sum(each.nbytes for each in found.values()),
-    )
-    values = _remembered(
-        derivation.run,
-        ("values", resolved.spec, nodes.key),
-        lambda: values_of(nodes, resolved, derivation.scalars),
-        lambda found: sum(each.nbytes for each in found.values()),
-    )
-    return NodeScalars(nodes, values, sums)
+def _normalized(derivation: Derivation) -> Tensor:
+    """The residual stream after the final layer norm, (T, D)."""
+    return derivation.captured(NORMALIZED.location, NORMALIZED.layer)
 
 
 def _remembered(

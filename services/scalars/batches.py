@@ -16,6 +16,7 @@ from services.scalars.inference import InferenceSpec, PreparedInference
 from services.scalars.model.subject import Subject
 from services.scalars.model.taps import RawTensorId
 from services.scalars.node_directions import Layout, NodeDirections
+from services.scalars.output_logits import NORMALIZED, ranks_one_token
 from services.scalars.resolving import Resolver
 from services.scalars.scored_tokens import ScoredTokensSpec
 from services.scalars.selections import ComponentSpec, ResolvedSelection, Selection
@@ -78,13 +79,17 @@ ResolvedSpec = ResolvedSelection | ResolvedComponent | ResolvedTopNodes | Depend
 
 @dataclass(eq=False)
 class InferencePlan:
-    """A checked inference with its checked requests, and what a run must capture for them."""
+    """A checked inference with its checked requests, and what a run must capture for them.
+
+    Requests `of_one_token` are those for top nodes that rank one token's logits.
+    """
 
     prepared: PreparedInference
     derivers: RequestDerivers
     specs: dict[str, ResolvedSpec] = field(default_factory=dict)
     captures: set[RawTensorId] = field(default_factory=set)
     extra_bytes: int = 0
+    of_one_token: set[str] = field(default_factory=set)
 
     def top_nodes(self) -> dict[str, ResolvedTopNodes]:
         """Its requests for top nodes by name."""
@@ -149,6 +154,11 @@ class Planner:
                 case ResolvedComponent():
                     selections = (resolved.selection,)
                     plan.captures |= resolved.captures
+                case ResolvedTopNodes() if ranks_one_token(resolved, prepared):
+                    selections = ()
+                    plan.captures.add(NORMALIZED)
+                    plan.of_one_token.add(each.name)
+                    plan.extra_bytes += 2 * 4 * resolved.selections[0].shape[-1]
                 case ResolvedTopNodes():
                     selections = resolved.selections
                 case _:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from services.scalars.batch_work import BatchWork, Tools, united_by_name
+from services.scalars.batch_work import HELD_BYTES, BatchWork, Tools, united_by_name
 from services.scalars.batches import (
     AnySpec,
     BatchInference,
@@ -33,6 +33,7 @@ from services.scalars.jobs import Check, Job
 from services.scalars.model.locations import LayerIndex
 from services.scalars.model.subject import Subject
 from services.scalars.node_directions import NodeDirections
+from services.scalars.output_logits import OutputLogits
 from services.scalars.ranking import NodeScalars
 from services.scalars.remembered_lists import RememberedLists
 from services.scalars.results import (
@@ -55,11 +56,22 @@ Turn = TypeVar("Turn")
 
 
 class DataPlane:
-    """Derives scalars on one subject model."""
+    """Derives scalars on one subject model.
 
-    def __init__(self, subject: Subject, engine: Engine, excluded: Collection[str] = ()) -> None:
+    Entries of the vocabulary among `excluded` are in no component's top tokens. `held_bytes` bounds
+    what the inferences of a call hold while they wait for each other.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        engine: Engine,
+        excluded: Collection[str] = (),
+        held_bytes: int = HELD_BYTES,
+    ) -> None:
         self.subject = subject
         self._engine = engine
+        self._held_bytes = held_bytes
         vocabulary = VocabularyLists(subject.model)
         self._tools = Tools(
             NodeDirections(subject.model, subject.autoencoders),
@@ -67,6 +79,7 @@ class DataPlane:
             vocabulary,
             RememberedLists(),
             VocabularyProjection(subject.model, subject.tokenizer, excluded),
+            OutputLogits(subject.model),
         )
         self._planner = Planner(
             subject, self._tools.directions, self._tools.attribution, vocabulary
@@ -132,7 +145,7 @@ class DataPlane:
         waits any more, the others are given up.
         """
         plans = await asyncio.to_thread(self._plan, inferences)
-        work = BatchWork(plans, self._tools)
+        work = BatchWork(plans, self._tools, self._held_bytes)
         if work.in_one_turn:
             runs = await self._all(
                 [self._job(plan, partial(work.derive, at)) for at, plan in enumerate(plans)]

@@ -1,0 +1,90 @@
+"""Next-token logits of single tokens, for requests that rank no others.
+
+The logits of all tokens are as large as a good part of the whole forward pass, and going back
+through them as well. Where only one token's are ranked, these and the sums of the others' follow
+from the residual stream after the final layer norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.scalars.deriving.activations import ActivationsAndMetadata
+from services.scalars.inference import PreparedInference
+from services.scalars.model.family import SubjectModel
+from services.scalars.model.locations import ActivationLocationType, Dimension, PassType
+from services.scalars.model.taps import RawTensorId
+from services.scalars.model.weights import lasting
+from services.scalars.node_lists import NodeList
+from services.scalars.ranking import strongest_nodes
+from services.scalars.selections import ResolvedSelection
+from services.scalars.top_nodes import ResolvedTopNodes
+
+NORMALIZED = RawTensorId(ActivationLocationType.RESID_POST_FINAL_LAYER_NORM, None, PassType.FORWARD)
+
+
+def ranks_one_token(resolved: ResolvedTopNodes, prepared: PreparedInference) -> bool:
+    """Whether a request is of the logits of one token, and nothing overwrites these."""
+    spec = resolved.spec
+    return (
+        resolved.token_index is not None
+        and all(each.dst.name == "logits" for group in resolved.groups for each in group)
+        and spec.pass_type is PassType.FORWARD
+        and Dimension.VOCAB_SIZE not in (spec.sum_dimensions or ())
+        and all(
+            each.target.location is not ActivationLocationType.LOGITS
+            for each in prepared.overwrites
+        )
+    )
+
+
+@dataclass(eq=False)
+class OutputLogits:
+    """Logits of tokens of a model, from what the final layer norm gives."""
+
+    model: SubjectModel
+    _total: Tensor | None = None
+
+    def strongest(self, resolved: ResolvedTopNodes, normalized: Tensor) -> NodeList:
+        """The nodes that a request lists, given the normalised residual stream (T, D)."""
+        token = resolved.token_index
+        if token is None:
+            raise ValueError("one token's logits are ranked")
+        row = normalized[token] @ self.model.write.unembedding.T
+
+        def scalars(selection: ResolvedSelection) -> ActivationsAndMetadata:
+            # The other tokens' rows are never looked at.
+            rows = row.expand(normalized.shape[0], -1)
+            return ActivationsAndMetadata(selection.dst, selection.pass_type, {None: rows})
+
+        return strongest_nodes(resolved, scalars)
+
+    def values(
+        self, nodes: NodeList, resolved: ResolvedTopNodes, normalized: Tensor
+    ) -> dict[str, NDArray[np.float32]]:
+        """The logits of listed nodes, for each group."""
+        tokens, which = np.unique(nodes.indices[:, 0], return_inverse=True)
+        device = normalized.device
+        rows = normalized[torch.from_numpy(tokens).to(device)] @ self.model.write.unembedding.T
+        entries = torch.from_numpy(nodes.indices[:, 1]).to(device)
+        found = rows[torch.from_numpy(which.reshape(-1)).to(device), entries].float().cpu().numpy()
+        return {group.group_id: found for group in resolved.spec.groups}
+
+    def sums(
+        self, resolved: ResolvedTopNodes, normalized: Tensor
+    ) -> dict[tuple[str, str], NDArray[np.float32]]:
+        """Sums of all logits over the vocabulary, and over tokens where these are not kept."""
+        if self._total is None:
+            with lasting():
+                self._total = self.model.write.unembedding.sum(dim=0, dtype=torch.float64)
+        by_token = normalized.double() @ self._total
+        kept = resolved.spec.sum_dimensions
+        if kept is not None and Dimension.SEQUENCE_TOKENS not in kept:
+            by_token = by_token.sum()
+        found = by_token.float().cpu().numpy()
+        return {(group.group_id, "logits"): found for group in resolved.spec.groups}
