@@ -67,6 +67,33 @@ the residual stream directly, from a node's write at its own token. Changes at n
 is not upstream of are 0. `single_node_write`, its product with g and
 `grad_of_single_subnode_attribution` exist at the node's own layer alone.
 
+## Model families
+
+Served are GPT-2 (`gpt2`) and the Llama family (`llama`, `mistral`, `qwen2`, `qwen3`, each dense).
+Every type that needs no autoencoder has a meaning in both. The formulas are written for GPT-2; in
+the Llama family
+
+- nothing is added to the embedding for the position: x0 = wte[token]. Queries and keys are rotated
+  by their position, after the norms that Qwen3 has for them; what is captured is rotated and
+  scaled;
+- a layer norm is an RMS norm: no mean is taken off, there is no bias, and its scale is
+  sqrt(mean(x²) + epsilon). Detaching does not reach the norms of queries and keys;
+- heads that share keys and values have them each: every shape counts query heads, a gradient is
+  that head's own, and an overwritten key or value changes for that head alone;
+- the MLP is gated: the pre-activation is what the gate's nonlinearity, SiLU, reads, and f is the
+  gate times the other factor, which W_out reads. What starts from a pre-activation follows the
+  gate alone;
+- where a family has no bias, b is 0.
+
+Llama was trained with a beginning token before each text. It is put before a prompt only where a
+request asks for it; the service says which it is, or that there is none. Strings of tokens are as
+they stand within a text: in the manner of SentencePiece a prompt begins with a space.
+
+What would be computed wrongly is refused at the start, by the key of `config.json`: attention to a
+window shorter than the context, rotary positions other than `default`, `linear` and `llama3`,
+mixtures of experts, quantized weights, activation functions other than the family's; so are tensors
+in the files that the configuration has no place for.
+
 ## Types
 
 """
