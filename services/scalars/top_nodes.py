@@ -142,10 +142,26 @@ def resolve_top_nodes(
                 f"{', '.join(sorted(each.value for each in known))}",
                 field=f"{field}.sum_dimensions.dimensions[{position}]",
             )
+        for each in (each for group in groups for each in group):
+            _check_sum(each, dimension, f"{field}.sum_dimensions.dimensions[{position}]")
     resolved = ResolvedTopNodes(spec, groups, None if token is None else token % n_tokens)
     if resolved.max_nodes > MAX_NODES:
         raise too_many_nodes(resolved.max_nodes, field)
     return resolved
+
+
+def _check_sum(selection: ResolvedSelection, dimension: Dimension, field: str) -> None:
+    """Refuses to sum layers along an axis that is of another length at each."""
+    dimensions = selection.dst.dimensions
+    if dimension not in dimensions:
+        return
+    lengths = {shape[dimensions.index(dimension)] for shape in selection.shapes}
+    if len(lengths) > 1:
+        raise InvalidArgument(
+            f"{selection.dst.name} has different {dimension.value} at different layers "
+            f"({', '.join(map(str, sorted(lengths)))}), which can't be summed",
+            field=field,
+        )
 
 
 def _check_groups(

@@ -19,9 +19,11 @@ from services.scalars.deriving.indexing import ActivationIndex
 from services.scalars.engine import Engine
 from services.scalars.inference import InferenceSpec
 from services.scalars.losses import LossKind, LossSpec
-from services.scalars.model.locations import ActivationLocationType
+from services.scalars.model.locations import ActivationLocationType, Dimension
 from services.scalars.model.subject import load_subject
+from services.scalars.ranking import NodeScalars
 from services.scalars.selections import Selection
+from services.scalars.top_nodes import ScalarGroup, TopNodesSpec
 from shared.errors import InvalidArgument
 from shared.settings import Autoencoder
 from tests.unit.scalars_autoencoders import (
@@ -310,6 +312,29 @@ def test_the_gradient_of_a_latent_of_the_mlp(equipped: Equipped) -> None:
         )
         (by_layer,) = derived.values()
         assert_close(by_layer[2], (z > 0).double()[:, None] * slope)
+
+
+def test_layers_of_different_sizes_are_ranked_together_and_summed_where_they_can_be(
+    equipped: Equipped,
+) -> None:
+    name = "online_mlp_autoencoder_write_norm"
+    spec = InferenceSpec(PROMPT)
+
+    def ranked(*dimensions: Dimension) -> NodeScalars:
+        top_nodes = TopNodesSpec(
+            (ScalarGroup("write_norm", (name,)),), count=1, sum_dimensions=dimensions
+        )
+        return asyncio.run(equipped.plane.list_top_nodes(spec, top_nodes))[1]
+
+    tensors = equipped.derive([name], spec)[name]
+    found = ranked(Dimension.SEQUENCE_TOKENS)
+    best = max(float(tensor.max()) for tensor in tensors.values())
+    assert found.values["write_norm"][0] == pytest.approx(best)
+    total = sum(tensor.sum(axis=1) for tensor in tensors.values())
+    np.testing.assert_allclose(found.sums["write_norm", name], total, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidArgument, match=r"\(9, 11\), which can't be summed") as caught:
+        ranked(Dimension.SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS)
+    assert caught.value.field == "spec.sum_dimensions.dimensions[1]"
 
 
 def refused(
