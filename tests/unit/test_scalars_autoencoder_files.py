@@ -140,9 +140,9 @@ def test_faults_of_own_layout(tmp_path: Path, refused: Refused) -> None:
     refused("floating point", own(file, small() | {"latent_bias": whole}))
     refused("layers.0.scale is unknown", own(file, small() | {"scale": torch.ones(1)}))
     refused("threshold is unknown for relu", own(file, small() | {"threshold": torch.ones(10)}))
-    for layer in (LAYERS, 10**20):
-        configured = write_own_layout(file, "resid_delta_mlp", {layer: small()})
-        refused(f"layer {layer}; the model has layers 0 to 2", configured)
+    configured = write_own_layout(file, "resid_delta_mlp", {LAYERS: small()})
+    refused(f"layer {LAYERS}; the model has layers 0 to 2", configured)
+    refused("is unknown", write_own_layout(file, "resid_delta_mlp", {10**20: small()}))
 
 
 def test_faults_of_parameters(tmp_path: Path, refused: Refused) -> None:
@@ -322,6 +322,8 @@ def test_faults_of_saelens_configurations(tmp_path: Path, refused: Refused) -> N
         "blocks.0.hook_resid_pre",
         "hook_embed",
         "blocks.x.hook_mlp_out",
+        "blocks.01.hook_mlp_out",
+        f"blocks.{10**20}.hook_mlp_out",
         "",
     ):
         refused(f"hook_name is '{hook}'", with_(hook))

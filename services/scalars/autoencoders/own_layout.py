@@ -26,7 +26,7 @@ LOCATIONS = {
     "resid_delta_mlp": ActivationLocationType.RESID_DELTA_MLP,
     "resid_delta_attn": ActivationLocationType.RESID_DELTA_ATTN,
 }
-_TENSOR = re.compile(r"layers\.(0|[1-9]\d*)\.(.+)")
+_TENSOR = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 _STATISTICS = {"latents_activation_frequency", "latents_mean_square", "stats_last_nonzero"}
 """What training leaves beside the weights; nothing is computed from it."""
 _COMMON = {"pre_bias", "encoder.weight", "latent_bias", "decoder.weight"}

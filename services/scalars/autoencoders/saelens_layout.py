@@ -27,7 +27,7 @@ from shared.errors import ConfigurationError
 
 _CONFIGURATION = "cfg.json"
 _WEIGHTS = "sae_weights.safetensors"
-_HOOK = re.compile(r"blocks\.(0|[1-9]\d*)\.(.+)")
+_HOOK = re.compile(r"blocks\.(0|[1-9][0-9]{0,8})\.(.+)")
 _LOCATIONS = {
     "mlp.hook_post": ActivationLocationType.MLP_POST_ACT,
     "hook_mlp_out": ActivationLocationType.RESID_DELTA_MLP,
