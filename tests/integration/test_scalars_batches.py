@@ -178,8 +178,8 @@ def test_what_writes_promote(stub: v1.DerivedScalarsStub, subject: Subject) -> N
         ordered = np.sort(scores)
         scale = np.abs(scores).max()
         for entries, wanted in ((found.top, ordered[:-6:-1]), (found.bottom, ordered[:5])):
-            values = [each.scalar for each in entries]
-            np.testing.assert_allclose(values, wanted, rtol=1e-3, atol=1e-5)
+            given = [each.scalar for each in entries]
+            np.testing.assert_allclose(given, wanted, rtol=1e-3, atol=1e-5)
         if scale > 1e-4:
             assert found.top[0].token == tokenizer.strings[int(scores.argmax())]
             assert found.top[0].normalized_scalar == pytest.approx(ordered[-1] / scale, rel=1e-3)
