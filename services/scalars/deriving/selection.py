@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 64
+_MINIMUM_FOR_BLOCKS = 1 << 14
+"""Elements of a tensor from which on it pays to look at the extrema of its blocks first."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ def top_and_bottom(tensors: Sequence[Tensor], k: int) -> tuple[Extremes, Extreme
     elements is answered is not specified.
     """
     flat = [tensor.reshape(-1) for tensor in tensors]
+    if _are_small(flat):
+        return _best_of_small(flat, k, largest=True), _best_of_small(flat, k, largest=False)
     largest, smallest = [], []
     for each in flat:
         high, low = _block_extrema(each)
@@ -44,8 +48,40 @@ def top_and_bottom(tensors: Sequence[Tensor], k: int) -> tuple[Extremes, Extreme
 def top_of_several(tensors: Sequence[Tensor], k: int, *, largest: bool) -> Extremes:
     """The same of one end alone."""
     flat = [tensor.reshape(-1) for tensor in tensors]
+    if _are_small(flat):
+        return _best_of_small(flat, k, largest=largest)
     extrema = [_block_extrema(each)[0 if largest else 1] for each in flat]
     return _best(flat, extrema, k, largest=largest)
+
+
+def _are_small(flat: Sequence[Tensor]) -> bool:
+    return all(each.numel() <= _MINIMUM_FOR_BLOCKS for each in flat)
+
+
+def _best_of_small(flat: Sequence[Tensor], k: int, *, largest: bool) -> Extremes:
+    """The best of each tensor first, then the best of these.
+
+    Of equal elements this answers those that the reference implementation answers, which looks at
+    one layer after the other in the same way.
+    """
+    device = flat[0].device if flat else torch.device("cpu")
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    if k <= 0 or sum(each.numel() for each in flat) == 0:
+        return Extremes(torch.empty(0, device=device), nothing, nothing)
+    worst = float("-inf") if largest else float("inf")
+    values, owners, positions = [], [], []
+    for owner, each in enumerate(flat):
+        clean = torch.where(each.isnan(), worst, each)
+        if k >= each.numel():
+            best = torch.argsort(clean, descending=largest)
+        else:
+            best = torch.topk(clean, k, largest=largest).indices
+        values.append(clean[best])
+        owners.append(torch.full_like(best, owner))
+        positions.append(best)
+    candidates = torch.cat(values)
+    best, order = torch.topk(candidates, min(k, len(candidates)), largest=largest)
+    return _numbers_of(flat, Extremes(best, torch.cat(owners)[order], torch.cat(positions)[order]))
 
 
 def _block_extrema(flat: Tensor) -> tuple[Tensor, Tensor]:
