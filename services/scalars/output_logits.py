@@ -68,11 +68,10 @@ class OutputLogits:
         self, nodes: NodeList, resolved: ResolvedTopNodes, normalized: Tensor
     ) -> dict[str, NDArray[np.float32]]:
         """The logits of listed nodes, for each group."""
-        tokens, which = np.unique(nodes.indices[:, 0], return_inverse=True)
         device = normalized.device
-        rows = normalized[torch.from_numpy(tokens).to(device)] @ self.model.write.unembedding.T
-        entries = torch.from_numpy(nodes.indices[:, 1]).to(device)
-        found = rows[torch.from_numpy(which.reshape(-1)).to(device), entries].float().cpu().numpy()
+        token, entry = (torch.from_numpy(nodes.indices[:, axis]).to(device) for axis in (0, 1))
+        rows = self.model.write.unembedding[entry]
+        found = torch.linalg.vecdot(normalized[token].to(rows.dtype), rows).float().cpu().numpy()
         return {group.group_id: found for group in resolved.spec.groups}
 
     def sums(

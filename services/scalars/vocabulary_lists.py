@@ -2,11 +2,12 @@
 
 This is where a debugger page spends most of its time: hundreds of directions times the whole
 vocabulary. The vocabulary is worked through in chunks that stay in the cache, and of a direction's
-scores only those in its best blocks are looked at.
+scores only those in its best blocks are looked at. Where it pays, they are screened in bfloat16.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,11 +19,15 @@ from torch import Tensor
 
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.weights import lasting
+from services.scalars.screening import RoundedMatrix, pays, screened
 
+_Lists = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 _BLOCK = 64
 _CHUNK = 32 * _BLOCK
 _SCORES_BYTES = 96 << 20
 """Most memory that the scores of one pass take."""
+_SCREENED_DIRECTIONS = 16
+"""Fewer directions are not worth a pass of their own over the vocabulary."""
 
 
 class VocabularySide(StrEnum):
@@ -78,6 +83,8 @@ class VocabularyLists:
     def __init__(self, model: SubjectModel) -> None:
         self._model = model
         self._mean_unembedding: Tensor | None = None
+        self._rounded: dict[int, RoundedMatrix] = {}
+        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -149,17 +156,51 @@ class VocabularyLists:
         for first in range(0, len(directions), self._at_once()):
             check()
             some = slice(first, first + self._at_once())
-            parts.append(_extreme_entries(matrix, directions[some], offsets[some], count))
+            parts.append(self._extremes(matrix, directions[some], offsets[some], count))
         if not parts:
             nothing = np.empty((0, 0), dtype=np.int64), np.empty((0, 0), dtype=np.float32)
             return TokenLists(*nothing, *nothing)
         columns = zip(*parts, strict=True)
         return TokenLists(*(np.concatenate(column) for column in columns))
 
+    def _extremes(self, matrix: Tensor, directions: Tensor, offsets: Tensor, count: int) -> _Lists:
+        rounded = self._rounded_matrix(matrix)
+        if (
+            rounded is None
+            or len(directions) < _SCREENED_DIRECTIONS
+            or 8 * count * _BLOCK > len(matrix)
+        ):
+            return _extreme_entries(matrix, directions, offsets, count)
+        screens, (top_ids, top), (bottom_ids, bottom) = screened(rounded, directions, count)
+        below = offsets[screens].cpu().numpy()[:, None]
+        found = top_ids, top - below, bottom_ids, bottom - below
+        if bool(screens.all()):
+            return found
+        rest = _extreme_entries(matrix, directions[~screens], offsets[~screens], count)
+        place = np.argsort(np.r_[_places(screens), _places(~screens)])
+        ids, scores, other_ids, other_scores = (
+            np.concatenate([one, other])[place] for one, other in zip(found, rest, strict=True)
+        )
+        return ids, scores, other_ids, other_scores
 
-def _extreme_entries(
-    matrix: Tensor, directions: Tensor, offsets: Tensor, count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    def _rounded_matrix(self, matrix: Tensor) -> RoundedMatrix | None:
+        """What directions are screened with; None where screening doesn't pay."""
+        if matrix.dtype is not torch.float32 or not pays(matrix.device):
+            return None
+        with self._lock:
+            found = self._rounded.get(matrix.data_ptr())
+            if found is None:
+                found = self._rounded[matrix.data_ptr()] = RoundedMatrix.of(matrix)
+            return found
+
+
+def _places(mask: Tensor) -> NDArray[np.int64]:
+    """Where a mask is set."""
+    places: NDArray[np.int64] = mask.nonzero()[:, 0].cpu().numpy()
+    return places
+
+
+def _extreme_entries(matrix: Tensor, directions: Tensor, offsets: Tensor, count: int) -> _Lists:
     size, columns = len(matrix), directions.T.to(matrix.dtype).contiguous()
     count = min(count, size)
     scores = matrix.new_empty(size, len(directions))

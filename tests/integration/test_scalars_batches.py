@@ -123,7 +123,7 @@ def tensor(
     selection = v1.ScalarSelection(derived_scalar_type=TYPE(name))
     named = v1.NamedSpec(name="x", selection=selection)
     (results,) = run(stub, batch(spec or inference(), named))
-    return to_array(results["x"].selection)
+    return to_array(results["x"].selection).copy()
 
 
 def test_every_kind_is_answered_as_alone(stub: v1.DerivedScalarsStub) -> None:

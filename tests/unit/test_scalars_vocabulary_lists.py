@@ -66,6 +66,20 @@ def test_is_what_sorting_gives(model: SubjectModel, n: int, count: int) -> None:
     assert vocabulary.lists({}, count) == {}
 
 
+def test_a_large_vocabulary_is_screened_or_not(model: SubjectModel) -> None:
+    """As large a vocabulary as is worth it, and a direction that can't be screened."""
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(9000, 24, generator=generator)
+    rows = directions(model, 30)
+    rows[4] = 0
+    found = VocabularyLists(model)._of_matrix(matrix, rows, torch.zeros(30), 5, lambda: None)
+    scores = rows.double() @ matrix.double().T
+    best = scores.topk(5, dim=1).values
+    worst = scores.topk(5, dim=1, largest=False).values
+    np.testing.assert_allclose(found.top_scores, best, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.bottom_scores, worst, rtol=1e-4, atol=1e-5)
+
+
 def test_no_direction_and_equal_scores(model: SubjectModel) -> None:
     found = VocabularyLists(model).lists({INPUT: torch.zeros(2, 24)}, 3)[INPUT]
     assert found.top_scores.tolist() == found.bottom_scores.tolist() == [[0.0] * 3] * 2
