@@ -338,7 +338,8 @@ def test_faults_of_saelens_configurations(tmp_path: Path, refused: Refused) -> N
     centred = {"hook_name": "blocks.0.hook_mlp_out"}
     centred["model_from_pretrained_kwargs"] = {"center_writing_weights": True}  # type: ignore[assignment]
     refused("center_writing_weights", with_(metadata=centred))
-    refused("architecture is 'temporal'", with_(architecture="temporal"))
+    for architecture in ("temporal", "", "{}"):
+        refused(f"architecture is '{architecture}'", with_(architecture=architecture))
     refused("activation_fn is 'tanh-relu'", with_(activation_fn="tanh-relu"))
     refused("k is None", with_(architecture="topk"))
     refused("k is 0", with_(architecture="topk", k=0))
@@ -352,6 +353,10 @@ def test_faults_of_saelens_configurations(tmp_path: Path, refused: Refused) -> N
     del stated["architecture"]
     (tmp_path / "a/cfg.json").write_text(json.dumps(stated))
     refused("neither architecture nor activation_fn", configured)
+    for named in ({}, [], 0, False):
+        stated["architecture"] = named
+        (tmp_path / "a/cfg.json").write_text(json.dumps(stated))
+        refused("served are standard, topk", configured)
     for content, words in (("", "not JSON"), ("[]", "JSON object"), ('{"d_in"', "not JSON")):
         (tmp_path / "a/cfg.json").write_text(content)
         refused(words, configured)

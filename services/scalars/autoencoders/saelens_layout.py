@@ -208,7 +208,8 @@ def _activation(configuration: _Configuration) -> tuple[Activation, int | None]:
     function = configuration.get("activation_fn", "activation_fn_str")
     if architecture is None and function is None:
         raise configuration.fault("neither architecture nor activation_fn says the activation")
-    activation = _ARCHITECTURES.get(architecture or "standard")
+    named = "standard" if architecture is None else architecture
+    activation = _ARCHITECTURES.get(named) if isinstance(named, str) else None
     if activation is None:
         raise configuration.fault(
             f"architecture is {architecture!r}; served are {', '.join(_ARCHITECTURES)}"
