@@ -256,6 +256,20 @@ def test_a_window_that_isn_t_active_is_served(tmp_path: Path, changes: dict[str,
     torch.testing.assert_close(logits(load(tmp_path)), wanted, rtol=0, atol=0)
 
 
+def test_a_window_that_isn_t_said_is_the_library_s(tmp_path: Path) -> None:
+    path = write_llama_checkpoint(tmp_path, "mistral", without=("sliding_window",))
+    load(path)
+    change_config(path, max_position_embeddings=8192)
+    fails(path, "sliding_window is 4096")
+    change_config(path, sliding_window=None)
+    load(path)
+    path = write_llama_checkpoint(tmp_path / "qwen", "qwen2", without=("sliding_window",))
+    change_config(path, max_position_embeddings=8192, max_window_layers=0)
+    load(path)
+    change_config(path, use_sliding_window=True)
+    fails(path, "sliding_window is 4096")
+
+
 def test_tensors_that_have_no_place(tmp_path: Path) -> None:
     for number, name in enumerate(
         ("model.layers.0.self_attn.q_proj.bias", "model.layers.1.mlp.experts.0.w1.weight")

@@ -15,6 +15,9 @@ from shared.errors import ConfigurationError
 _QWEN3_HEAD_CHANNELS = 128
 """What the library takes where a Qwen3 configuration doesn't say."""
 
+_WINDOW = 4096
+"""What the library takes where a Mistral or Qwen configuration has no sliding_window."""
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -106,24 +109,31 @@ def _refuse_sliding_window(
     checkpoint: Checkpoint, shape: ModelShape, kinds: list[str] | None
 ) -> None:
     """A window as long as the context, or of no layer, changes nothing; any other does."""
-    if checkpoint.config.get("sliding_window") is None:
-        if kinds is not None and "sliding_attention" in kinds:
-            raise _fault("layer_types has sliding_attention, but sliding_window isn't set")
+    qwen = str(checkpoint.config.get("model_type")).startswith("qwen")
+    window = _sliding_window(checkpoint, qwen)
+    windowed = kinds is not None and "sliding_attention" in kinds
+    if window is None:
+        if windowed:
+            raise _fault("layer_types has sliding_attention, but there is no sliding_window")
         return
-    window = checkpoint.integer("sliding_window")
-    # Qwen's configurations name a window that another key turns on, from one layer on.
-    if str(checkpoint.config.get("model_type")).startswith("qwen"):
-        if not checkpoint.flag("use_sliding_window", default=False):
-            return
-        if kinds is None and _first_windowed_layer(checkpoint) >= shape.layers:
-            return
-    if kinds is not None and "sliding_attention" not in kinds:
-        return
-    if window < shape.context:
+    # Qwen's window begins at a layer, or is that of some kinds of layers; others' is of all.
+    if kinds is None:
+        windowed = not qwen or _first_windowed_layer(checkpoint) < shape.layers
+    if (windowed or not qwen) and window < shape.context:
         raise _fault(
             f"sliding_window is {window}, shorter than max_position_embeddings {shape.context}; "
             "attention to a window isn't served"
         )
+
+
+def _sliding_window(checkpoint: Checkpoint, qwen: bool) -> int | None:
+    """The window that a configuration asks for, None where it asks for none."""
+    if qwen and not checkpoint.flag("use_sliding_window", default=False):
+        return None
+    unsaid = None if checkpoint.config.get("model_type") == "llama" else _WINDOW
+    if checkpoint.config.get("sliding_window", unsaid) is None:
+        return None
+    return checkpoint.integer("sliding_window", default=_WINDOW)
 
 
 def _first_windowed_layer(checkpoint: Checkpoint) -> int:
