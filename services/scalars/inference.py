@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -213,30 +214,30 @@ def _row_taps(row: Row, model: SubjectModel) -> RowTaps:
 def _run_forward(model: SubjectModel, rows: Sequence[Row], taps: Taps) -> list[Tensor | None]:
     """Runs the forward pass; the loss of each row, where it has one."""
     packing = taps.packing
+    tapped = {index for index in range(len(rows)) if taps.row_touches_logits(index)}
     logit_tokens: list[int] = []
-    # Where each row's logits stand: all of them, where they are tapped, or those of its loss.
-    slices: dict[int, slice] = {}
+    # How many logits each row gets: all of them, where they are tapped, or those of its loss.
+    counts: list[int] = []
     for index, row in enumerate(rows):
         tokens, loss = packing.slices[index], row.prepared.loss
-        first = len(logit_tokens)
-        if taps.row_touches_logits(index):
+        before = len(logit_tokens)
+        if index in tapped:
             logit_tokens.extend(range(tokens.start, tokens.stop))
         elif loss is not None:
             logit_tokens.append(tokens.start + loss.position)
-        slices[index] = slice(first, len(logit_tokens))
+        counts.append(len(logit_tokens) - before)
     wanted = torch.tensor(logit_tokens, device=model.device) if logit_tokens else None
     logits = model.forward(packing.pack([row.prepared.tokens for row in rows]), taps, wanted)
+    if logits is None:
+        return [None] * len(rows)
+    ends = list(itertools.accumulate(counts))
+    slices = {index: slice(ends[index] - counts[index], ends[index]) for index in tapped}
+    logits = taps(logits, ActivationLocationType.LOGITS, None, slices)
     losses: list[Tensor | None] = []
-    if logits is not None:
-        tapped = {index: each for index, each in slices.items() if taps.row_touches_logits(index)}
-        logits = taps(logits, ActivationLocationType.LOGITS, None, tapped)
-    for index, row in enumerate(rows):
-        loss = row.prepared.loss
-        if loss is None or logits is None:
-            losses.append(None)
-            continue
-        of_row = logits[slices[index]]
-        losses.append(loss.of_logits(of_row[loss.position if len(of_row) > 1 else 0]))
+    for index, of_row in enumerate(torch.split(logits, counts)):
+        loss = rows[index].prepared.loss
+        at = 0 if loss is None or index not in tapped else loss.position
+        losses.append(None if loss is None else loss.of_logits(of_row[at]))
     return losses
 
 

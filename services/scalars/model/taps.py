@@ -18,34 +18,18 @@ from torch import Tensor
 from services.scalars.autoencoders import NO_AUTOENCODERS, Autoencoder, AutoencoderSet
 from services.scalars.model.locations import ActivationLocationType, LayerIndex, PassType
 from services.scalars.model.packing import Group, Packing
+from services.scalars.model.tapped_parts import (
+    Overwrite,
+    Overwrites,
+    Part,
+    Place,
+    RawTensorId,
+    find_row,
+    overwritten,
+    watch_gradient,
+)
 
-Place = tuple[ActivationLocationType, LayerIndex]
-
-
-@dataclass(frozen=True)
-class RawTensorId:
-    """One tensor of a forward pass, or its gradient."""
-
-    location: ActivationLocationType
-    layer: LayerIndex
-    pass_type: PassType
-
-    @property
-    def place(self) -> Place:
-        """The tensor, whichever pass is meant."""
-        return self.location, self.layer
-
-
-@dataclass(frozen=True)
-class Overwrite:
-    """Elements of one tensor and the value that they are set to.
-
-    `index` has an entry an axis of one sequence's tensor; a slice takes the whole axis.
-    """
-
-    target: RawTensorId
-    index: tuple[int | slice, ...]
-    value: float
+__all__ = ["Overwrite", "Place", "RawTensorId", "RowTaps", "Taps"]
 
 
 @dataclass(frozen=True)
@@ -61,54 +45,6 @@ class RowTaps:
     captures: frozenset[RawTensorId] = frozenset()
     overwrites: tuple[Overwrite, ...] = ()
     residuals: tuple[Place, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A tensor of some rows: the view that each row has of it, in the shape of one sequence."""
-
-    tensor: Tensor
-    slices: Mapping[int, slice]
-    pairs: bool = False
-
-    def row(self, index: int) -> Tensor:
-        where = self.slices[index]
-        if not self.pairs:
-            return self.tensor[where]
-        # (B, H, T, S) is how attention computes, (T, S, H) how the rest of the world sees it.
-        return self.tensor[where.start].permute(1, 2, 0)
-
-    def with_tensor(self, tensor: Tensor) -> _Part:
-        return _Part(tensor, self.slices, self.pairs)
-
-
-Overwrites = Mapping[int, Sequence[Overwrite]]
-"""The overwrites of one tensor, by row."""
-
-
-def _overwritten(part: _Part, by_row: Overwrites) -> Tensor:
-    """The tensor, or a copy of it with the elements of all rows set."""
-    rows = [row for row in part.slices if row in by_row]
-    if not rows:
-        return part.tensor
-    changed = part.with_tensor(part.tensor.clone())
-    for row in rows:
-        view = changed.row(row)
-        for overwrite in by_row[row]:
-            view[overwrite.index] = overwrite.value
-    return changed.tensor
-
-
-def _overwrite_gradient(part: _Part, by_row: Overwrites) -> None:
-    """Overwrites the gradient of the tensor where it flows by."""
-    if part.slices.keys().isdisjoint(by_row):
-        return
-    # The hook must not hold the tensor that holds it: the whole graph would stay until the garbage
-    # collector finds the circle.
-    slices, pairs = part.slices, part.pairs
-    part.tensor.register_hook(  # type: ignore[no-untyped-call]
-        lambda gradient: _overwritten(_Part(gradient, slices, pairs), by_row)
-    )
 
 
 class Taps:
@@ -146,10 +82,11 @@ class Taps:
         self._kept = frozenset(kept)
         self._wanted = frozenset(target.place for target in self._captures) | kept
         self._touched = self._wanted | {target.place for target in self._overwrites}
-        self._forward: dict[Place, list[_Part]] = {}
-        self._inputs: dict[Place, list[_Part]] = {}
-        self._gradients: dict[Place, list[_Part]] = {}
-        self._residuals: dict[Place, _Part] = {}
+        self._forward: dict[Place, list[Part]] = {}
+        self._gradients: dict[Place, list[Part]] = {}
+        self._shapes: dict[Place, list[Part]] = {}
+        self._root: Tensor | None = None
+        self._residuals: dict[Place, Part] = {}
         self._seen: set[Place] = set()
         self._starts = {
             index: row.residuals[0] for index, row in enumerate(self.rows) if row.residuals
@@ -161,7 +98,6 @@ class Taps:
             for autoencoder in [autoencoders.for_location(location)]
             if autoencoder is not None and layer in autoencoder
         }
-        self._around_latents: list[tuple[Autoencoder, int, _Part]] = []
 
     def _canonical(self, target: RawTensorId) -> RawTensorId:
         return replace(target, location=self._autoencoders.canonical(target.location))
@@ -197,9 +133,10 @@ class Taps:
         Nothing before the first tensor whose gradient is captured needs a graph. None is the
         embedding, before it is tapped.
         """
-        if self.backward and not x.requires_grad and self._begins_at(layer):
-            x.requires_grad_()
-        return x
+        if not self.backward or x.requires_grad or not self._begins_at(layer):
+            return x
+        self._root = x.requires_grad_()
+        return x.view_as(x)
 
     def _begins_at(self, layer: LayerIndex) -> bool:
         for target in self._captures:
@@ -223,7 +160,7 @@ class Taps:
         """
         place = (location, layer)
         if place in self._touched:
-            part = _Part(tensor, self._slices if slices is None else slices)
+            part = Part(tensor, self._slices if slices is None else slices)
             tensor = self._tap(part, location, layer)
         autoencoder = self._injected.get(place)
         if autoencoder is not None and layer is not None:
@@ -237,25 +174,28 @@ class Taps:
         if (location, layer) not in self._touched:
             return tensor
         places = {row: slice(place, place + 1) for place, row in enumerate(group.rows)}
-        return self._tap(_Part(tensor, places, pairs=True), location, layer)
+        return self._tap(Part(tensor, places, pairs=True), location, layer)
 
-    def _tap(self, part: _Part, location: ActivationLocationType, layer: LayerIndex) -> Tensor:
+    def _tap(self, part: Part, location: ActivationLocationType, layer: LayerIndex) -> Tensor:
         place = (location, layer)
         self._seen.add(place)
         forward = RawTensorId(location, layer, PassType.FORWARD)
         backward = RawTensorId(location, layer, PassType.BACKWARD)
-        part = part.with_tensor(_overwritten(part, self._overwrites.get(forward, {})))
+        part = part.with_tensor(overwritten(part, self._overwrites.get(forward, {})))
         tensor = part.tensor
         # As other rows may start later, a row's gradients after its start are passed by in vain.
         self._after_start[place] = frozenset(
             row for row, start in self._starts.items() if start in self._seen and start != place
         )
+        wanting = self._captures.get(backward, set())
+        if self.backward and wanting:
+            self._shapes.setdefault(place, []).append(part.with_tensor(tensor.detach().to("meta")))
         if tensor.requires_grad:
-            _overwrite_gradient(part, self._gradient_overwrites(backward))
-        if self.backward and backward in self._captures:
-            self._inputs.setdefault(place, []).append(part)
+            kept = self._gradients.setdefault(place, [])
+            watch_gradient(part, self._gradient_overwrites(backward), wanting, kept)
         if forward in self._captures:
-            self._forward.setdefault(place, []).append(part.with_tensor(tensor.detach()))
+            found = part.with_tensor(tensor.detach()).of_rows(self._captures[forward])
+            self._forward.setdefault(place, []).extend(found)
         if place in self._kept:
             self._residuals[place] = part
         return tensor
@@ -293,10 +233,10 @@ class Taps:
         error = x - autoencoder.decode(layer, latents)
         # Views of their own: a gradient of what goes on, without that of what it is compared with.
         latents_after = self._tap(
-            _Part(latents.view_as(latents), whole), autoencoder.latent_location, layer
+            Part(latents.view_as(latents), whole), autoencoder.latent_location, layer
         )
         error_after = self._tap(
-            _Part(error.view_as(error), whole), autoencoder.error_location, layer
+            Part(error.view_as(error), whole), autoencoder.error_location, layer
         )
         change = (latents_after - latents) @ autoencoder.decoder(layer)
         return x + change + (error_after - error)
@@ -315,15 +255,40 @@ class Taps:
         inputs = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         latents = autoencoder.encode(layer, inputs)
         for name in (autoencoder.latent_location, autoencoder.error_location):
-            if RawTensorId(name, layer, PassType.FORWARD) in self._captures:
-                is_latent = name is autoencoder.latent_location
+            is_latent = name is autoencoder.latent_location
+            forward = self._captures.get(RawTensorId(name, layer, PassType.FORWARD))
+            if forward:
                 kept = latents if is_latent else inputs - autoencoder.decode(layer, latents)
-                self._forward.setdefault((name, layer), []).append(_Part(kept, slices))
-        if self.backward:
-            # The gradient of what goes on is that of the error, and gives that of the latents.
-            x = x.view_as(x)
-            own = {row: self._slices[row] for row in rows}
-            self._around_latents.append((autoencoder, layer, _Part(x, own)))
+                part = Part(kept, slices)
+                self._forward.setdefault((name, layer), []).extend(part.of_rows(forward))
+            backward = self._captures.get(RawTensorId(name, layer, PassType.BACKWARD))
+            if backward and self.backward:
+                shape = (latents if is_latent else inputs).to("meta")
+                self._shapes.setdefault((name, layer), []).append(Part(shape, slices))
+        return self._observe_gradients(x, autoencoder, layer, rows) if x.requires_grad else x
+
+    def _observe_gradients(
+        self, x: Tensor, autoencoder: Autoencoder, layer: int, rows: set[int]
+    ) -> Tensor:
+        """The gradient of what goes on is that of the error, and gives that of the latents."""
+        slices = {row: self._slices[row] for row in rows}
+        of_error, of_latents = (
+            (
+                self._captures.get(RawTensorId(name, layer, PassType.BACKWARD), set()) & rows,
+                self._gradients.setdefault((name, layer), []),
+            )
+            for name in (autoencoder.error_location, autoencoder.latent_location)
+        )
+        decoder = autoencoder.decoder(layer)
+
+        def flows(gradient: Tensor) -> None:
+            passing = Part(gradient, slices)
+            of_error[1].extend(passing.of_rows(of_error[0]))
+            for part in passing.of_rows(of_latents[0]):
+                of_latents[1].append(part.with_tensor(part.tensor @ decoder.T))
+
+        x = x.view_as(x)
+        x.register_hook(flows)  # type: ignore[no-untyped-call]
         return x
 
     def _gradient_overwrites(self, target: RawTensorId) -> Overwrites:
@@ -342,47 +307,29 @@ class Taps:
         Rows don't depend on each other, so that the gradient of the sum is every row's gradient.
         Weights take no part: only activations are differentiated, and nothing is left behind.
         """
-        around = [part for _, _, part in self._around_latents]
-        parts = [*(part for each in self._inputs.values() for part in each), *around]
-        inputs = {id(part.tensor): part.tensor for part in parts if part.tensor.requires_grad}
         outputs = [scalar for scalar in scalars if scalar.requires_grad]
-        gradients: dict[int, Tensor] = {}
-        if inputs and outputs:
-            found = torch.autograd.grad(
-                outputs, list(inputs.values()), allow_unused=True, materialize_grads=True
-            )
-            gradients = dict(zip(inputs, found, strict=True))
-
-        def gradient_of(part: _Part) -> _Part:
-            gradient = gradients.get(id(part.tensor))
-            return part.with_tensor(torch.zeros_like(part.tensor) if gradient is None else gradient)
-
-        for (location, layer), captured in self._inputs.items():
-            target = RawTensorId(location, layer, PassType.BACKWARD)
-            overwrites = self._gradient_overwrites(target)
-            for part in map(gradient_of, captured):
-                # autograd hands out the gradient as it was before the hooks of a tensor ran.
-                overwritten = part.with_tensor(_overwritten(part, overwrites))
-                self._gradients.setdefault((location, layer), []).append(overwritten)
-        for autoencoder, at, part in self._around_latents:
-            after = gradient_of(part)
-            self._gradients.setdefault((autoencoder.error_location, at), []).append(after)
-            if RawTensorId(autoencoder.latent_location, at, PassType.BACKWARD) in self._captures:
-                of_latents = after.with_tensor(after.tensor @ autoencoder.decoder(at).T)
-                self._gradients.setdefault((autoencoder.latent_location, at), []).append(of_latents)
-        self._inputs.clear()
-        self._around_latents.clear()
+        if self._root is not None and outputs:
+            # Gradients are kept where they flow by; that of the root is only where they end.
+            torch.autograd.grad(outputs, self._root)
+        self._root = None
         self._residuals.clear()
 
     def row(self, index: int) -> dict[RawTensorId, Tensor]:
         """What was captured of a row, in the shapes of one sequence.
 
-        Tensors are views of those of the whole batch.
+        Tensors may be views of those of the whole batch. A gradient is 0 where it never flowed.
         """
         captured: dict[RawTensorId, Tensor] = {}
         for target in self.rows[index].captures:
-            stored = self._forward if target.pass_type is PassType.FORWARD else self._gradients
-            for part in stored.get(self._canonical(target).place, ()):
-                if index in part.slices:
-                    captured[target] = part.row(index)
+            place = self._canonical(target).place
+            if target.pass_type is PassType.FORWARD:
+                found = find_row(self._forward, place, index)
+            else:
+                found = find_row(self._gradients, place, index)
+                if found is None:
+                    shape = find_row(self._shapes, place, index)
+                    if shape is not None:
+                        found = torch.zeros_like(shape, device=self.packing.device)
+            if found is not None:
+                captured[target] = found
         return captured
