@@ -96,6 +96,10 @@ bench-scalars: setup ## Measure derived scalars against the bare model on a CPU
 bench-scalars-forward: setup ## Measure our forward pass against transformers' own with hooks
 	$(BIN)/python -m tests.load.scalars_forward
 
+.PHONY: mixed-scalars
+mixed-scalars: setup ## Random requests, N= in all (500): batched answers against those alone
+	$(BIN)/python -m tests.integration.scalars_mixed $(or $(N),500)
+
 .PHONY: bench-search
 bench-search: setup ## Measure searches over 10,000 and 100,000 explanations
 	$(BIN)/python -m tests.load.search_bench

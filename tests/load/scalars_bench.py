@@ -202,7 +202,9 @@ def beside(setting: Setting) -> list[Row]:
 
 ROWS: dict[str, tuple[str, Callable[[Setting], list[Row]]]] = {
     "passes": ("1 thread", passes),
+    "pages": ("1 thread", pages),
     "clients": ("2 threads", clients),
+    "beside": ("2 threads", beside),
 }
 
 

@@ -1,0 +1,56 @@
+"""Requests that run together are answered as if each ran alone; `make mixed-scalars` asks more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.scalars_mixed import (
+    CLOSE,
+    SET_UPS,
+    THRESHOLD,
+    at_boundary,
+    compare,
+    difference,
+    serving,
+)
+
+
+@pytest.mark.parametrize("set_up", SET_UPS)
+def test_batched_equals_alone(set_up: str, tmp_path: Path) -> None:
+    with serving(tmp_path, set_up) as (address, metrics):
+        outcome = compare(address, metrics, 40, seed=7)
+    assert not outcome.wrong, "\n".join(outcome.wrong)
+    assert outcome.largest <= CLOSE
+    assert outcome.tensors >= 200
+    assert outcome.rows_of_batches >= 3
+    assert outcome.refused <= 4
+    assert outcome.at_boundary + outcome.cancelled <= outcome.tensors / 50
+
+
+def test_what_is_kept_of_runs_answers_the_same(tmp_path: Path) -> None:
+    with serving(tmp_path, "topk", reuse_megabytes=64) as (address, metrics):
+        outcome = compare(address, metrics, 40, seed=7)
+        assert metrics()['neuropil_scalars_reuse_total{outcome="hit"}'] >= 40
+    assert not outcome.wrong, "\n".join(outcome.wrong)
+    assert outcome.refused <= 4
+
+
+def test_a_difference_is_of_the_largest_value() -> None:
+    one = np.array([1.0, -200.0, -np.inf], dtype=np.float32)
+    assert difference(one, one.copy()) == 0
+    assert difference(one, np.array([1.0, -202.0, -np.inf])) == pytest.approx(2 / 202)
+    assert difference(one, np.array([1.0, -200.0, 0.0])) == np.inf
+    assert difference(np.array([1.0]), np.array([np.nan])) == np.inf
+
+
+def test_only_a_latent_next_to_its_edge_is_a_tie() -> None:
+    one = np.array([[0.0, 0.9, 1.5]])
+    assert not at_boundary(one, one.copy())
+    # topk kept another one of two that are nearly the same.
+    assert at_boundary(one, np.array([[0.90002, 0.0, 1.5]]))
+    assert not at_boundary(one, np.array([[2.5, 0.0, 1.5]]))
+    # jumprelu: next to the threshold.
+    assert at_boundary(np.array([[0.0, 1.5]]), np.array([[THRESHOLD + 1e-5, 1.5]]))
