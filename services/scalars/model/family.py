@@ -69,6 +69,15 @@ class SubjectModel(Protocol):
         """
         ...
 
+    def attention_parts(
+        self, layer: int, residual: Tensor, positions: Tensor, *, detach_scale: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, (N, H, dh) each, of some tokens, as in `HeadActivations`.
+
+        `residual` (N, D) enters the layer at them, `positions` (N,) say where in their sequence.
+        """
+        ...
+
     def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
         """What heads write together, (T, D), for `HeadActivations.mixed`; bias included."""
         ...

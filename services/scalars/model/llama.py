@@ -95,11 +95,8 @@ class Llama:
         detach_scale: bool = False,
     ) -> HeadActivations:
         """See `SubjectModel.attention_heads`."""
-        weights = self._layers[layer]
-        normed = weights.attn_norm.of(residual, detach_scale=detach_scale)
-        parts = self._heads(
-            normed, weights, self._rotation(torch.arange(residual.shape[0], device=self.device))
-        )
+        positions = torch.arange(residual.shape[0], device=self.device)
+        parts = self.attention_parts(layer, residual, positions, detach_scale=detach_scale)
         query, key, value = (
             detached_unless(which in attached, part)
             for which, part in zip(AttentionPart, parts, strict=True)
@@ -110,6 +107,14 @@ class Llama:
         probs = torch.softmax(logits, dim=1)
         mixed = torch.einsum("tsh,she->the", probs, value)
         return HeadActivations(query, key, value, logits, probs, mixed)
+
+    def attention_parts(
+        self, layer: int, residual: Tensor, positions: Tensor, *, detach_scale: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SubjectModel.attention_parts`."""
+        weights = self._layers[layer]
+        normed = weights.attn_norm.of(residual, detach_scale=detach_scale)
+        return self._heads(normed, weights, self._rotation(positions))
 
     def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
         """See `SubjectModel.attention_output`."""
