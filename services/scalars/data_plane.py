@@ -48,7 +48,7 @@ from services.scalars.results import (
 from services.scalars.selections import ComponentSpec, Selection
 from services.scalars.token_pair_attribution import TokenPairAttribution
 from services.scalars.top_nodes import TopNodesSpec
-from services.scalars.top_tokens import VocabularyProjection
+from services.scalars.top_tokens import VocabularyProjection, excluded_entries
 from services.scalars.vocabulary_lists import VocabularyLists
 
 Result = TypeVar("Result", bound=SpecResult)
@@ -58,7 +58,7 @@ Turn = TypeVar("Turn")
 class DataPlane:
     """Derives scalars on one subject model.
 
-    Entries of the vocabulary among `excluded` are in no component's top tokens. `held_bytes` bounds
+    Entries of the vocabulary among `excluded` are in no list of tokens. `held_bytes` bounds
     what the inferences of a call hold while they wait for each other.
     """
 
@@ -72,13 +72,14 @@ class DataPlane:
         self.subject = subject
         self._engine = engine
         self._held_bytes = held_bytes
-        vocabulary = VocabularyLists(subject.model)
+        entries = excluded_entries(subject.tokenizer, excluded)
+        vocabulary = VocabularyLists(subject.model, entries)
         self._tools = Tools(
             NodeDirections(subject.model, subject.autoencoders),
             TokenPairAttribution(subject.model, subject.autoencoders),
             vocabulary,
             RememberedLists(),
-            VocabularyProjection(subject.model, subject.tokenizer, excluded),
+            VocabularyProjection(subject.model, subject.tokenizer, entries),
             OutputLogits(subject.model),
         )
         self._planner = Planner(

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from services.scalars.model.weights import lasting
 
-_BLOCK = 64
-_CHUNK = 32 * _BLOCK
+BLOCK = 64
+_CHUNK = 32 * BLOCK
 _ROUNDING = 2.0**-8
 """Largest relative error of rounding to bfloat16."""
 _MOST_BLOCKS = 96
@@ -64,21 +64,25 @@ class RoundedMatrix:
 
 
 def _block_maxima(values: Tensor) -> Tensor:
-    whole = len(values) // _BLOCK * _BLOCK
-    parts = [values[:whole].view(-1, _BLOCK).amax(dim=1)]
+    whole = len(values) // BLOCK * BLOCK
+    parts = [values[:whole].view(-1, BLOCK).amax(dim=1)]
     if whole < len(values):
         parts.append(values[whole:].amax()[None])
     return torch.cat(parts)[:, None]
 
 
-def screened(matrix: RoundedMatrix, directions: Tensor, count: int) -> tuple[Tensor, Found, Found]:
+def screened(
+    matrix: RoundedMatrix, directions: Tensor, count: int, excluded: Tensor
+) -> tuple[Tensor, Found, Found]:
     """The `count` largest and smallest products of the rows with each direction (N, D).
 
     Answers which directions (a mask of N) could be screened, and for these alone, in order, ids and
     products of the largest and of the smallest, each (number of them, count), the most extreme
-    first. `count` is at most the number of blocks of 64 rows.
+    first. Rows of `excluded` take no part. `count` is far below the number of blocks of 64 rows.
     """
-    scores, largest, smallest = _rounded_scores(matrix, directions)
+    columns = directions.to(torch.bfloat16).T.contiguous()
+    scores, largest, smallest = block_extrema(matrix.rounded, columns, excluded)
+    largest, smallest = largest.float(), smallest.float()
     rounded = directions.to(torch.bfloat16).float()
     lengths = directions.norm(dim=1)
     bound = (
@@ -88,7 +92,10 @@ def screened(matrix: RoundedMatrix, directions: Tensor, count: int) -> tuple[Ten
         + matrix.lengths * lengths * (directions.shape[1] * 2.0**-22)
     )
     # The products themselves were rounded as well.
-    bound = bound + _ROUNDING * (1 + 2 * _ROUNDING) * torch.maximum(largest.abs(), smallest.abs())
+    magnitude = torch.maximum(largest.abs(), smallest.abs())
+    # The extrema of a block without any row that takes part are infinite.
+    magnitude = torch.where(magnitude.isfinite(), magnitude, 0.0)
+    bound = bound + _ROUNDING * (1 + 2 * _ROUNDING) * magnitude
     ends = []
     screens = torch.ones(len(directions), dtype=torch.bool, device=directions.device)
     for sign, extrema in ((1.0, largest), (-1.0, -smallest)):
@@ -98,27 +105,39 @@ def screened(matrix: RoundedMatrix, directions: Tensor, count: int) -> tuple[Ten
         ends.append((sign, least, blocks))
     screens &= lengths > 0
     top, bottom = (
-        _exact(matrix, directions, scores, bound, sign, least, blocks & screens, screens, count)
+        _exact(matrix, directions, scores, bound, sign, least, blocks & screens, excluded, count)
         for sign, least, blocks in ends
     )
     return screens, top, bottom
 
 
-def _rounded_scores(matrix: RoundedMatrix, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rounded scores (V, N), and the maxima and minima of their blocks."""
-    columns = directions.to(torch.bfloat16).T.contiguous()
-    size, n = len(matrix.rounded), len(directions)
-    scores = torch.empty(size, n, dtype=torch.bfloat16, device=directions.device)
+def block_extrema(
+    matrix: Tensor, columns: Tensor, excluded: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Products (V, N) of a matrix with directions (D, N), and the extrema of blocks of 64 rows.
+
+    Rows of `excluded`, in ascending order, take no part in the extrema, and their products are not
+    to be used. The matrix is worked through in chunks whose products stay in the cache.
+    """
+    size, n = len(matrix), columns.shape[1]
+    scores = matrix.new_empty(size, n)
     largest, smallest = [], []
     for first in range(0, size, _CHUNK):
-        here = slice(first, first + _CHUNK)
-        chunk = torch.mm(matrix.rounded[here], columns, out=scores[here])
-        whole = len(chunk) // _BLOCK * _BLOCK
-        for part in (chunk[:whole].view(-1, _BLOCK, n), chunk[whole:][None]):
-            if part.shape[0] and part.shape[1]:
-                largest.append(part.amax(dim=1))
-                smallest.append(part.amin(dim=1))
-    return scores, torch.cat(largest).float(), torch.cat(smallest).float()
+        chunk = torch.mm(
+            matrix[first : first + _CHUNK], columns, out=scores[first : first + _CHUNK]
+        )
+        left_out = excluded[(excluded >= first) & (excluded < first + _CHUNK)] - first
+        whole = len(chunk) // BLOCK * BLOCK
+        parts = [
+            part
+            for part in (chunk[:whole].view(-1, BLOCK, n), chunk[whole:][None])
+            if part.shape[0] and part.shape[1]
+        ]
+        chunk[left_out] = float("-inf")
+        largest += [part.amax(dim=1) for part in parts]
+        chunk[left_out] = float("inf")
+        smallest += [part.amin(dim=1) for part in parts]
+    return scores, torch.cat(largest), torch.cat(smallest)
 
 
 def _exact(
@@ -129,14 +148,16 @@ def _exact(
     sign: float,
     least: Tensor,
     blocks: Tensor,
-    screens: Tensor,
+    excluded: Tensor,
     count: int,
 ) -> Found:
     """The best of what the blocks named hold, by exact products."""
     block, column = blocks.nonzero(as_tuple=True)
-    inside = torch.arange(_BLOCK, device=scores.device)
-    rows = block[:, None] * _BLOCK + inside
-    known = rows < len(scores)
+    inside = torch.arange(BLOCK, device=scores.device)
+    rows = block[:, None] * BLOCK + inside
+    listed = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    listed[excluded] = False
+    known = (rows < len(scores)) & listed[rows.clamp(max=len(scores) - 1)]
     rounded = scores[rows.clamp(max=len(scores) - 1), column[:, None]].float() * sign
     possible = known & (rounded + bound[block, column][:, None] >= least[column][:, None])
     entry = rows[possible]
@@ -154,7 +175,7 @@ def _exact(
     ids, values = entry.cpu().numpy(), products.cpu().numpy()
     columns = column.cpu().numpy()
     order = np.lexsort((-sign * values, columns))
-    wanted = screens.nonzero()[:, 0].cpu().numpy()
+    wanted = blocks.any(dim=0).nonzero()[:, 0].cpu().numpy()
     # Each direction has at least `count` possible entries: the best of `count` blocks.
     first = np.searchsorted(columns[order], wanted)
     chosen = order[first[:, None] + np.arange(count)]

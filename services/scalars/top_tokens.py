@@ -48,14 +48,33 @@ def read_excluded_tokens(path: str | None) -> frozenset[str]:
         raise ConfigurationError(_KEY, f"{path} must be a JSON list of strings: {error}") from error
 
 
+def excluded_entries(tokenizer: TextTokenizer, excluded: Collection[str]) -> frozenset[int]:
+    """Ids of the entries that strings stand for.
+
+    That is the one that a string encodes to, and of a string that encodes to several, every entry
+    that decodes to it. Parts of UTF-8 sequences decode alike, and are not what they look like.
+    """
+    found: set[int] = set()
+    several = set()
+    for text in excluded:
+        ids = tokenizer.encode(text)
+        if len(ids) == 1:
+            found.add(ids[0])
+        else:
+            several.add(text)
+    if several:
+        found.update(token for token, text in enumerate(tokenizer.strings) if text in several)
+    return frozenset(found)
+
+
 class VocabularyProjection:
     """Projects directions of the residual stream on the vocabulary.
 
-    Entries whose string is among `excluded` are never listed; several entries may share a string.
+    Entries whose ids are among `excluded` are never listed.
     """
 
     def __init__(
-        self, model: SubjectModel, tokenizer: TextTokenizer, excluded: Collection[str] = ()
+        self, model: SubjectModel, tokenizer: TextTokenizer, excluded: Collection[int] = ()
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -64,14 +83,9 @@ class VocabularyProjection:
     @cached_property
     def _listed(self) -> Tensor:
         """Ids of the entries that may be listed."""
-        return torch.tensor(
-            [
-                token
-                for token, text in enumerate(self._tokenizer.strings)
-                if text not in self._excluded
-            ],
-            device=self._model.device,
-        )
+        size = len(self._tokenizer.strings)
+        listed = [token for token in range(size) if token not in self._excluded]
+        return torch.tensor(listed, device=self._model.device)
 
     def scores(self, direction: Tensor) -> Tensor:
         """(direction · gain of the final layer norm) · unembedding, less its mean: (V,)."""

@@ -8,7 +8,7 @@ scores only those in its best blocks are looked at. Where it pays, they are scre
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,11 +19,9 @@ from torch import Tensor
 
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.weights import lasting
-from services.scalars.screening import RoundedMatrix, pays, screened
+from services.scalars.screening import BLOCK, RoundedMatrix, block_extrema, pays, screened
 
 _Lists = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
-_BLOCK = 64
-_CHUNK = 32 * _BLOCK
 _SCORES_BYTES = 96 << 20
 """Most memory that the scores of one pass take."""
 _SCREENED_DIRECTIONS = 16
@@ -78,24 +76,31 @@ class TokenLists:
 
 
 class VocabularyLists:
-    """Finds the best and worst entries of directions of a model's residual stream."""
+    """Finds the best and worst entries of directions of a model's residual stream.
 
-    def __init__(self, model: SubjectModel) -> None:
+    Entries whose ids are among `excluded` are never listed.
+    """
+
+    def __init__(self, model: SubjectModel, excluded: Collection[int] = ()) -> None:
         self._model = model
+        with lasting():
+            self._excluded = torch.tensor(
+                sorted(set(excluded)), dtype=torch.int64, device=model.device
+            )
         self._mean_unembedding: Tensor | None = None
         self._rounded: dict[int, RoundedMatrix] = {}
         self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
-        """Entries of the vocabulary."""
-        return self._model.shape.vocab_size
+        """Entries of the vocabulary that may be listed."""
+        return self._model.shape.vocab_size - len(self._excluded)
 
     def n_bytes(self, directions: int) -> int:
         """Memory that finding the lists of so many directions takes, from above."""
         vocabulary, width = self.size, self._model.shape.residual_stream_channels
         at_once = min(directions, self._at_once())
-        return 4 * (2 * at_once * vocabulary // _BLOCK + at_once * vocabulary + directions * width)
+        return 4 * (2 * at_once * vocabulary // BLOCK + at_once * vocabulary + directions * width)
 
     def lists(
         self,
@@ -142,7 +147,7 @@ class VocabularyLists:
         return self._mean_unembedding
 
     def _at_once(self) -> int:
-        return max(1, _SCORES_BYTES // (4 * self.size))
+        return max(1, _SCORES_BYTES // (4 * self._model.shape.vocab_size))
 
     def _of_matrix(
         self,
@@ -168,20 +173,25 @@ class VocabularyLists:
         if (
             rounded is None
             or len(directions) < _SCREENED_DIRECTIONS
-            or 8 * count * _BLOCK > len(matrix)
+            or 8 * count * BLOCK > len(matrix)
         ):
-            return _extreme_entries(matrix, directions, offsets, count)
-        screens, (top_ids, top), (bottom_ids, bottom) = screened(rounded, directions, count)
+            return self._exact(matrix, directions, offsets, count)
+        screens, (top_ids, top), (bottom_ids, bottom) = screened(
+            rounded, directions, count, self._excluded
+        )
         below = offsets[screens].cpu().numpy()[:, None]
         found = top_ids, top - below, bottom_ids, bottom - below
         if bool(screens.all()):
             return found
-        rest = _extreme_entries(matrix, directions[~screens], offsets[~screens], count)
+        rest = self._exact(matrix, directions[~screens], offsets[~screens], count)
         place = np.argsort(np.r_[_places(screens), _places(~screens)])
         ids, scores, other_ids, other_scores = (
             np.concatenate([one, other])[place] for one, other in zip(found, rest, strict=True)
         )
         return ids, scores, other_ids, other_scores
+
+    def _exact(self, matrix: Tensor, directions: Tensor, offsets: Tensor, count: int) -> _Lists:
+        return extreme_entries(matrix, directions, offsets, count, self._excluded)
 
     def _rounded_matrix(self, matrix: Tensor) -> RoundedMatrix | None:
         """What directions are screened with; None where screening doesn't pay."""
@@ -200,22 +210,20 @@ def _places(mask: Tensor) -> NDArray[np.int64]:
     return places
 
 
-def _extreme_entries(matrix: Tensor, directions: Tensor, offsets: Tensor, count: int) -> _Lists:
-    size, columns = len(matrix), directions.T.to(matrix.dtype).contiguous()
-    count = min(count, size)
-    scores = matrix.new_empty(size, len(directions))
-    largest, smallest = [], []
-    for first in range(0, size, _CHUNK):
-        chunk = torch.mm(
-            matrix[first : first + _CHUNK], columns, out=scores[first : first + _CHUNK]
-        )
-        whole = len(chunk) // _BLOCK * _BLOCK
-        for part in (chunk[:whole].view(-1, _BLOCK, len(directions)), chunk[whole:][None]):
-            if part.shape[0] and part.shape[1]:
-                largest.append(part.amax(dim=1))
-                smallest.append(part.amin(dim=1))
-    top_ids, top = _best_of_blocks(scores, torch.cat(largest), count, largest=True)
-    bottom_ids, bottom = _best_of_blocks(scores, torch.cat(smallest), count, largest=False)
+def extreme_entries(
+    matrix: Tensor, directions: Tensor, offsets: Tensor, count: int, excluded: Tensor
+) -> _Lists:
+    """Ids of the rows with the largest and the smallest products with directions (N, D).
+
+    Each (N, count), with the products less `offsets`; rows of `excluded` take no part.
+    """
+    columns = directions.T.to(matrix.dtype).contiguous()
+    scores, largest, smallest = block_extrema(matrix, columns, excluded)
+    count = min(count, len(matrix) - len(excluded))
+    listed = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
+    listed[excluded] = False
+    top_ids, top = _best_of_blocks(scores, largest, listed, count, largest=True)
+    bottom_ids, bottom = _best_of_blocks(scores, smallest, listed, count, largest=False)
     below = offsets[:, None]
     return (
         top_ids.cpu().numpy(),
@@ -226,14 +234,15 @@ def _extreme_entries(matrix: Tensor, directions: Tensor, offsets: Tensor, count:
 
 
 def _best_of_blocks(
-    scores: Tensor, extrema: Tensor, count: int, *, largest: bool
+    scores: Tensor, extrema: Tensor, listed: Tensor, count: int, *, largest: bool
 ) -> tuple[Tensor, Tensor]:
     """Ids and scores, (N, count), given all scores (V, N) and the extrema of their blocks."""
     blocks = torch.topk(extrema, min(count, len(extrema)), dim=0, largest=largest).indices
-    inside = torch.arange(_BLOCK, device=scores.device)
-    rows = (blocks[:, None] * _BLOCK + inside[:, None]).flatten(0, 1)
+    inside = torch.arange(BLOCK, device=scores.device)
+    rows = (blocks[:, None] * BLOCK + inside[:, None]).flatten(0, 1)
     beyond = rows >= len(scores)
-    candidates = scores.gather(0, rows.clamp(max=len(scores) - 1))
-    candidates[beyond] = float("-inf") if largest else float("inf")
+    rows = rows.clamp(max=len(scores) - 1)
+    candidates = scores.gather(0, rows)
+    candidates[beyond | ~listed[rows]] = float("-inf") if largest else float("inf")
     best, order = torch.topk(candidates.T.contiguous(), count, dim=1, largest=largest)
     return rows.T.gather(1, order), best

@@ -17,7 +17,7 @@ from services.scalars.model.subject import Subject, load_subject
 from services.scalars.ranking import NodeScalars, rank_nodes
 from services.scalars.token_pairs import summarize
 from services.scalars.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
-from services.scalars.top_tokens import VocabularyProjection
+from services.scalars.top_tokens import VocabularyProjection, excluded_entries
 from tests.unit.scalars_checkpoint import write_checkpoint
 
 
@@ -77,10 +77,9 @@ def test_top_tokens(subject: Subject) -> None:
     assert everything.bottom[0].scalar == pytest.approx(scores.min(), rel=1e-4)
     largest = max(abs(scores.max()), abs(scores.min()))
     assert everything.top[0].normalized_scalar == pytest.approx(scores.max() / largest, rel=1e-4)
-    without = VocabularyProjection(model, tokenizer, {tokenizer.strings[best]})
-    assert tokenizer.strings[best] not in [
-        each.token for each in without.top_tokens(direction, 9).top
-    ]
+    without = VocabularyProjection(model, tokenizer, {best})
+    second = int(np.argsort(scores)[-2])
+    assert without.top_tokens(direction, 9).top[0].token == tokenizer.strings[second]
     swapped = VocabularyProjection(model, tokenizer).top_tokens(direction, 3, swapped=True)
     assert (swapped.top, swapped.bottom) == (everything.bottom, everything.top)
     nothing = VocabularyProjection(model, tokenizer).top_tokens(torch.zeros_like(direction), 2)
@@ -98,3 +97,14 @@ def test_token_pairs() -> None:
     assert pairs.max_out.values.tolist() == [2, 4, 0]
     nothing = summarize(np.full((1, 1), -3, dtype=np.float32))
     assert nothing.normalized.tolist() == [0]
+
+
+def test_strings_that_are_left_out_stand_for_the_entries_they_encode_to(subject: Subject) -> None:
+    tokenizer = subject.tokenizer
+    encoded = {text: tokenizer.encode(text) for text in tokenizer.strings}
+    alone = next(text for text, ids in encoded.items() if len(ids) == 1)
+    assert excluded_entries(tokenizer, [alone]) == {encoded[alone][0]}
+    for text in [each for each, ids in encoded.items() if len(ids) > 1][:3]:
+        expected = {token for token, each in enumerate(tokenizer.strings) if each == text}
+        assert excluded_entries(tokenizer, [text]) == expected
+    assert excluded_entries(tokenizer, []) == frozenset()

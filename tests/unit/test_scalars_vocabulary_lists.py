@@ -80,6 +80,21 @@ def test_a_large_vocabulary_is_screened_or_not(model: SubjectModel) -> None:
     np.testing.assert_allclose(found.bottom_scores, worst, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [3, 30])
+def test_some_entries_are_left_out(model: SubjectModel, n: int) -> None:
+    left_out = list(range(0, model.shape.vocab_size, 3))
+    vocabulary = VocabularyLists(model, left_out)
+    rows = directions(model, n)
+    scores = expected(model, INPUT, rows)
+    scores[:, left_out] = float("-inf")
+    found = vocabulary.lists({INPUT: rows}, 4)[INPUT]
+    best = scores.topk(4, dim=1).values
+    np.testing.assert_allclose(found.top_scores, best, rtol=1e-4, atol=1e-5)
+    everything = vocabulary.lists({INPUT: rows}, 10_000)[INPUT]
+    assert everything.top_ids.shape == (n, vocabulary.size)
+    assert not set(left_out) & set(everything.bottom_ids.ravel().tolist())
+
+
 def test_no_direction_and_equal_scores(model: SubjectModel) -> None:
     found = VocabularyLists(model).lists({INPUT: torch.zeros(2, 24)}, 3)[INPUT]
     assert found.top_scores.tolist() == found.bottom_scores.tolist() == [[0.0] * 3] * 2
