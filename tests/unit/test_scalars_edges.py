@@ -283,3 +283,19 @@ def test_a_write_times_g_is_the_direct_effect(given: Given) -> None:
         [Wanted("single_node_write_to_final_residual_grad", SelectedNode(up))],
     )
     assert not downstream[1].any()  # what is traced comes before the node
+
+
+def test_activations_of_edges_need_no_backward_pass(given: Given) -> None:
+    names = ["mlp_in_edge_activation", "online_autoencoder_in_edge_activation"]
+    names += ["attn_query_in_edge_activation", "attn_key_in_edge_activation"]
+    up = SelectedNode(Node(NodeType.ATTENTION_HEAD, (4, 2, 1), 0))
+    wanted = [Wanted(name, up) for name in names]
+    # Without one, what is captured are tensors of inference mode.
+    for found, expected in zip(
+        derive(given, PreparedInference(TOKENS, (), None), wanted),
+        derive(given, BY_LOSS, wanted),
+        strict=True,
+    ):
+        for layer, tensor in expected.items():
+            close(found[layer], tensor, 1e-5)
+        assert expected[2].any()
