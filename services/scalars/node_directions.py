@@ -160,10 +160,11 @@ class NodeDirections:
             token, head = torch.from_numpy(unique.T).to(device)
             values = source[token, head]
             # A head at a time: its matrix is large, and not copied for every token.
-            vectors = values.new_zeros((len(unique), write.attn[layer].shape[2]))
+            matrices = write.attn[layer]
+            vectors = values.new_zeros((len(unique), matrices.shape[2]))
             for each in np.unique(unique[:, 1]).tolist():
                 mine = head == each
-                vectors[mine] = values[mine] @ write.attn[layer][each]
+                vectors[mine] = values[mine] @ matrices[each]
             keys = [(layer, "head", *each) for each in index.tolist()]
             return _located(positions, keys, vectors, which, active, constant=False)
         active = first[tuple(torch.from_numpy(indices.T).to(device))]
