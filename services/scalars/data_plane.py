@@ -199,9 +199,13 @@ class DataPlane:
         return InferenceResult(
             tokens=prepared.tokens,
             token_strings=tuple(self.subject.tokenizer.decode(t) for t in prepared.tokens),
-            loss=run.loss if run.loss is not None and np.isfinite(run.loss) else None,
-            traced_activation=run.traced_activation,
+            loss=_if_finite(run.loss),
+            traced_activation=_if_finite(run.traced_activation),
             seconds=run.seconds,
             memory_used_before=run.memory_used_before,
             memory_used_after=run.memory_used_after,
         )
+
+
+def _if_finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None
