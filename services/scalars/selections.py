@@ -28,6 +28,9 @@ from services.scalars.selected_nodes import (
 )
 from shared.errors import InvalidArgument
 
+_EDGE_COPIES = 4
+"""Tensors of a layer's shape that are there at once while its edges are derived."""
+
 
 @dataclass(frozen=True)
 class DimensionRange:
@@ -77,8 +80,10 @@ class ResolvedSelection:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the uncut tensors at all layers."""
-        return 4 * sum(math.prod(shape) for shape in self.shapes)
+        """Size of the uncut tensors at all layers; for edges, of what one layer's take besides."""
+        sizes = [4 * math.prod(shape) for shape in self.shapes]
+        beside = 0 if self.about.node is None else _EDGE_COPIES * max(sizes)
+        return sum(sizes) + beside
 
 
 def find_scalar(name: str, field: str) -> Declaration:

@@ -321,3 +321,9 @@ def test_one_node_can_be_named_by_selections_alone(subject: Subject) -> None:
         "spec.groups[0].derived_scalar_types[0]",
         "about one node",
     )
+
+
+def test_edges_count_what_they_take_besides(subject: Subject) -> None:
+    edges = resolve(subject, Selection("mlp_in_edge_attribution", node=NodeSelection(NEURON)))
+    neurons = resolve(subject, Selection("mlp_act_times_grad"))
+    assert edges.n_bytes > neurons.n_bytes
