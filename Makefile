@@ -96,6 +96,11 @@ bench-scalars: setup ## Measure derived scalars against the bare model on a CPU
 bench-scalars-forward: setup ## Measure our forward pass against transformers' own with hooks
 	$(BIN)/python -m tests.load.scalars_forward
 
+# Without `setup`: a machine with a GPU may have no network, and the torch that it needs.
+.PHONY: bench-scalars-gpu
+bench-scalars-gpu: ## Measure derived scalars against the bare model on a GPU; status 3 without one
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.load.scalars_gpu_bench
+
 .PHONY: mixed-scalars
 mixed-scalars: setup ## Random requests, N= in all (500): batched answers against those alone
 	$(BIN)/python -m tests.integration.scalars_mixed $(or $(N),500)
