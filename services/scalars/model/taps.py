@@ -106,10 +106,6 @@ class Taps:
         """Whether anything is captured, overwritten or kept there, for any row."""
         return (location, layer) in self._touched
 
-    def last_layer(self) -> int:
-        """The last layer that anything is captured or kept from; -1 where nothing is."""
-        return max((layer for _, layer in self._wanted if layer is not None), default=-1)
-
     def row_touches_logits(self, index: int) -> bool:
         """Whether a row's logits are captured or overwritten."""
         row = self.rows[index]
