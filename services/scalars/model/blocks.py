@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 
@@ -52,6 +53,17 @@ class MlpActivations:
     post_act: Tensor
 
 
-def detached_unless(attached: bool, part: Tensor) -> Tensor:
-    """A part as it is, or as a constant."""
-    return part if attached else part.detach()
+def attended(
+    query: Tensor, key: Tensor, value: Tensor, *, attached: frozenset[AttentionPart]
+) -> HeadActivations:
+    """What heads compute of their parts, each (T, H, dh); parts not attached are constants."""
+    query, key, value = (
+        part if which in attached else part.detach()
+        for which, part in zip(AttentionPart, (query, key, value), strict=True)
+    )
+    logits = torch.einsum("the,she->tsh", query, key)
+    future = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device).triu(1)
+    logits = logits.masked_fill(future[:, :, None], float("-inf"))
+    probs = torch.softmax(logits, dim=1)
+    mixed = torch.einsum("tsh,she->the", probs, value)
+    return HeadActivations(query, key, value, logits, probs, mixed)

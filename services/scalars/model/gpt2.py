@@ -19,7 +19,7 @@ from services.scalars.model.blocks import (
     AttentionPart,
     HeadActivations,
     MlpActivations,
-    detached_unless,
+    attended,
 )
 from services.scalars.model.checkpoint import MODEL_KEY, Checkpoint
 from services.scalars.model.locations import ActivationLocationType as Location
@@ -210,16 +210,7 @@ class Gpt2:
         """See `SubjectModel.attention_heads`."""
         positions = torch.arange(residual.shape[0], device=self.device)
         parts = self.attention_parts(layer, residual, positions, detach_scale=detach_scale)
-        query, key, value = (
-            detached_unless(which in attached, part)
-            for which, part in zip(AttentionPart, parts, strict=True)
-        )
-        logits = torch.einsum("the,she->tsh", query, key)
-        future = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device).triu(1)
-        logits = logits.masked_fill(future[:, :, None], float("-inf"))
-        probs = torch.softmax(logits, dim=1)
-        mixed = torch.einsum("tsh,she->the", probs, value)
-        return HeadActivations(query, key, value, logits, probs, mixed)
+        return attended(*parts, attached=attached)
 
     def attention_parts(
         self, layer: int, residual: Tensor, positions: Tensor, *, detach_scale: bool = False
