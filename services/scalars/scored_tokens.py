@@ -143,7 +143,8 @@ def score(
             known[key] = lists.row(index)
             if key in lasting:
                 remembered.put(key, known[key])
-    return [_gathered(request, known) for request in requests]
+    nothing = vocabulary.of_nothing(count)
+    return [_gathered(request, known, nothing) for request in requests]
 
 
 def _key(request: Scoring, number: int, directions: Directions, key: Hashable) -> Hashable:
@@ -161,7 +162,9 @@ def _unit(vectors: Tensor) -> Tensor:
     return torch.where(unit.isfinite().all(dim=1, keepdim=True), unit, 0.0)
 
 
-def _gathered(request: Scoring, known: dict[Hashable, TokenLists]) -> ScoredTokens:
+def _gathered(
+    request: Scoring, known: dict[Hashable, TokenLists], nothing: TokenLists
+) -> ScoredTokens:
     n = len(request.nodes)
     lists = [
         known[_key(request, number, each, key)]
@@ -184,6 +187,8 @@ def _gathered(request: Scoring, known: dict[Hashable, TokenLists]) -> ScoredToke
     all_ids = _stacked([(each.top_ids, each.bottom_ids) for each in lists], count)
     all_scores = _stacked([(each.top_scores, each.bottom_scores) for each in lists], count)
     ids[:, positions] = np.where(turned, all_ids[::-1], all_ids)
+    silent = positions[factors[:, 0] == 0]
+    ids[:, silent] = np.stack([nothing.top_ids[:, :count], nothing.bottom_ids[:, :count]])
     # Adding 0 turns -0 into 0.
     scores[:, positions] = np.where(turned, all_scores[::-1], all_scores) * factors + 0.0
     return ScoredTokens(scored, ids[0], scores[0], ids[1], scores[1])

@@ -139,6 +139,21 @@ class VocabularyLists:
             for side, each in prepared.items()
         }
 
+    def of_nothing(self, count: int) -> TokenLists:
+        """The lists of one direction that is 0, (1, k): which of all equal entries they hold is
+        what the same selection answers in the reference implementation.
+        """
+        scores = torch.zeros(self._model.shape.vocab_size)
+        scores[self._excluded.cpu()] = float("nan")
+        listed = torch.nonzero(scores == 0)[:, 0]
+        count = min(count, len(listed))
+        nothing = np.zeros((1, count), dtype=np.float32)
+        ids = [
+            listed[torch.topk(scores[listed], count, largest=largest).indices][None].numpy()
+            for largest in (True, False)
+        ]
+        return TokenLists(ids[0], nothing, ids[1], nothing)
+
     def _mean(self) -> Tensor:
         """The mean of all rows of the unembedding, (D,)."""
         if self._mean_unembedding is None:
