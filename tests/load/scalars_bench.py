@@ -12,6 +12,7 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def pages(setting: Setting) -> list[Row]:
     n, layers, heads = setting.tokens, setting.layers, int(setting.shape["n_head"])
     with service(setting, 1) as at, bare(setting, 1) as model:
         known = at.run(n)
-        first = at.page(known)[0]
+        first, larger = at.page(known)[0], at.page(at.run(n), count=2 * calls.PAGE_COUNT)[0]
 
         def ablated(run: v1.InferenceSpec, ablation: neuropil.Ablation) -> v1.InferenceSpec:
             another = v1.InferenceSpec()
@@ -98,24 +99,28 @@ def pages(setting: Setting) -> list[Row]:
                 "known": timed(
                     lambda i: at.page(ablated(known, calls.unchanged(i, layers, heads)))
                 ),
+                "larger": timed(lambda _: at.page(at.run(n), count=2 * calls.PAGE_COUNT)),
                 "two": timed(two),
                 "again": timed(lambda _: at.page(known)),
             },
             setting.rounds,
         )
-    nodes = first.results[0].top_nodes.nodes.node_types
-    kinds = {kind: sum(each == kind for each in nodes) for kind in set(nodes)}
-    named = ", ".join(
-        f"{count} {neuropil.names.NODE_TYPES.name(kind)}" for kind, count in sorted(kinds.items())
-    )
-    size = sum(each.ByteSize() for each in [first])
+
+    def sizes(answer: v1.BatchDeriveResponse) -> str:
+        """Number of nodes that a page shows, and its bytes."""
+        types = Counter(answer.results[0].top_nodes.nodes.node_types)
+        listed = [
+            f"{count} {neuropil.names.NODE_TYPES.name(kind)}" for kind, count in types.items()
+        ]
+        return f"{', '.join(listed)}; {answer.ByteSize():,} bytes"
 
     def row(what: str, name: str, at_most: float) -> Row:
         return Row(what, found[name] * 1e3, found[name] / found["FB"], "FB", at_most)
 
     return [
         Row("FB beside the pages", found["FB"] * 1e3, 1.0, "FB"),
-        row(f"page, cold (nodes: {named}; answer of {size:,} bytes)", "cold", 2.0),
+        row(f"page, cold ({sizes(first)})", "cold", 2.0),
+        row(f"page with twice the nodes of a type, cold ({sizes(larger)})", "larger", 2.0),
         row("page, its nodes' token lists remembered, passes run anew", "known", 1.3),
         row("page of two runs, the second with an ablated neuron, cold", "two", 3.2),
         row("the same page again", "again", 0.2),

@@ -98,9 +98,11 @@ class Service:
         """The strongest nodes."""
         return self.stub.ListTopNodes(calls.top_nodes(run, groups))
 
-    def page(self, *runs: v1.InferenceSpec) -> list[v1.BatchDeriveResponse]:
-        """A page of the debugger."""
-        return list(self.stub.BatchDerive(calls.page(runs)))
+    def page(
+        self, *runs: v1.InferenceSpec, count: int = calls.PAGE_COUNT
+    ) -> list[v1.BatchDeriveResponse]:
+        """A page of the debugger, with so many nodes of each type and end."""
+        return list(self.stub.BatchDerive(calls.page(runs, count)))
 
     def at_once(self, call: Callable[[v1.InferenceSpec], object], n_tokens: list[int]) -> float:
         """Seconds of calls that all start together, a thread and a new prompt each."""
