@@ -213,3 +213,22 @@ def test_writes_add_up(case: tuple[DataPlane, Float64Llama]) -> None:
     # With the last norm's scale constant the loss is linear in the stream, and has no bias.
     loss = loss_of(plane, torch.from_numpy(at("logits", None)))
     assert effect.sum() == pytest.approx(float(loss), rel=1e-4, abs=1e-5)
+
+
+def test_a_shared_key_or_value_is_overwritten_for_one_head_alone(
+    case: tuple[DataPlane, Float64Llama],
+) -> None:
+    plane = case[0]
+    before = derive_all(plane)
+    for location, changed in (
+        (ActivationLocationType.ATTN_KEY, "attn_qk_logits"),
+        (ActivationLocationType.ATTN_VALUE, "attn_weighted_sum_of_values"),
+    ):
+        index = ActivationIndex(location, (2, 1, None), 1)
+        after = derive_all(plane, (AblationSpec(index, 0.5),))
+        # Heads first.
+        axis = 2 if changed == "attn_qk_logits" else 1
+        old, new = (np.moveaxis(each[changed, FORWARD][1], axis, 0) for each in (before, after))
+        np.testing.assert_array_equal(old[[0, 2, 3]], new[[0, 2, 3]])
+        finite = np.isfinite(old[1])
+        assert np.abs(old[1][finite] - new[1][finite]).max() > 1e-3
