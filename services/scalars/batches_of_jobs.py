@@ -119,8 +119,10 @@ class BatchOfJobs:
         crowded = len(part) > 1 or self._runs.n_bytes > 0
         outcome = self._attempt(part)
         if isinstance(outcome, BaseException):
+            end_backward_pass()
             self._fail(part, outcome)
         elif outcome is None:
+            end_backward_pass()
             self._split(part, crowded=crowded)
         else:
             derivations = [
@@ -190,6 +192,7 @@ class BatchOfJobs:
             self._is_dropped(waiting)
         except BaseException as error:  # noqa: BLE001 - whatever it is, its caller must learn of it
             exhausted = is_out_of_memory(error)
+            end_backward_pass()
             if not exhausted:
                 JOBS.labels("failed").inc()
                 waiting.settle(error=error)
@@ -236,3 +239,14 @@ class BatchOfJobs:
         # Heard only where its caller has not cancelled it yet.
         waiting.settle(error=DeadlineExceeded("the call's time was over before it was served"))
         return True
+
+
+def end_backward_pass() -> None:
+    """Lets go of the graph of a backward pass that failed in this thread.
+
+    Nodes that were ready then stay in the thread's queue, with all the tensors behind them, until
+    the next backward pass. Here is one.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        start = torch.zeros(1, requires_grad=True)
+        torch.autograd.grad(start * 2, start)

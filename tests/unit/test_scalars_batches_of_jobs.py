@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from services.scalars.batches_of_jobs import end_backward_pass
 from services.scalars.batching import BatchLimits
 from services.scalars.engine import Check, Engine, Job
 from services.scalars.inference import (
@@ -308,6 +311,33 @@ async def test_derivations_of_a_batch_run_side_by_side(
         engine.close()
     finally:
         torch.set_num_threads(before)
+
+
+class Watch:
+    """A hook that lives as long as the graph does that it is put into."""
+
+    def __call__(self, gradient: torch.Tensor) -> None:
+        pass
+
+
+def test_a_backward_pass_that_fails_leaves_no_graph() -> None:
+    def fail() -> weakref.ref[Watch]:
+        start = torch.randn(10, requires_grad=True)
+        held, watch = start * 2, Watch()
+        held.register_hook(watch)  # type: ignore[no-untyped-call]
+        sine, cosine = torch.sin(held), torch.cos(held)
+        # The sine's node is ready when the cosine's fails.
+        cosine.register_hook(lambda gradient: [][0])  # type: ignore[no-untyped-call]
+        with pytest.raises(IndexError):
+            torch.autograd.grad((sine * cosine).sum(), start)
+        return weakref.ref(watch)
+
+    graph = fail()
+    gc.collect()
+    assert graph() is not None
+    end_backward_pass()
+    gc.collect()
+    assert graph() is None
 
 
 async def test_many_jobs_of_all_kinds(
