@@ -74,7 +74,7 @@ class BatchWork:
         """Whether all inferences can be completed when the last has run."""
         if len(self.plans) == 1 or not self._shared_names():
             return True
-        return sum(plan.extra_bytes for plan in self.plans) <= self.held_bytes
+        return sum(plan.held_bytes for plan in self.plans) <= self.held_bytes
 
     def _shared_names(self) -> bool:
         """Whether top nodes of a name are asked for on more than one inference."""

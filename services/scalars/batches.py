@@ -81,6 +81,7 @@ ResolvedSpec = ResolvedSelection | ResolvedComponent | ResolvedTopNodes | Depend
 class InferencePlan:
     """A checked inference with its checked requests, and what a run must capture for them.
 
+    `extra_bytes` is what deriving them takes, `held_bytes` what of it waits for other inferences.
     Requests `of_one_token` are those for top nodes that rank one token's logits.
     """
 
@@ -89,6 +90,7 @@ class InferencePlan:
     specs: dict[str, ResolvedSpec] = field(default_factory=dict)
     captures: set[RawTensorId] = field(default_factory=set)
     extra_bytes: int = 0
+    held_bytes: int = 0
     of_one_token: set[str] = field(default_factory=set)
 
     def top_nodes(self) -> dict[str, ResolvedTopNodes]:
@@ -138,8 +140,11 @@ class Planner:
         ]
         _check_lengths(inferences, plans)
         _check_united(inferences, plans)
+        scored = 0
         for inference, plan in zip(inferences, plans, strict=True):
-            self._add_dependents(inference, plan, plans)
+            scored = max(scored, self._add_dependents(inference, plan, plans))
+        # One projection at a time, whichever inference it is for.
+        plans[0].extra_bytes += scored
         return plans
 
     def _plan(self, inference: BatchInference, prepared: PreparedInference) -> InferencePlan:
@@ -164,7 +169,10 @@ class Planner:
                 case _:
                     selections = ()
             plan.captures |= plan.derivers.captures(selections)
-            plan.extra_bytes += sum(selection.n_bytes for selection in selections)
+            derived = sum(selection.n_bytes for selection in selections)
+            plan.extra_bytes += derived
+            # What it is derived from is about as large.
+            plan.held_bytes += 2 * derived
         return plan
 
     def _resolve(
@@ -188,8 +196,12 @@ class Planner:
 
     def _add_dependents(
         self, inference: BatchInference, plan: InferencePlan, plans: Sequence[InferencePlan]
-    ) -> None:
-        """Adds what scored tokens and attributions of listed nodes take."""
+    ) -> int:
+        """Adds what scored tokens and attributions of listed nodes take.
+
+        Answers the memory that projecting directions on the vocabulary takes.
+        """
+        projected = 0
         width = self._subject.model.shape.residual_stream_channels
         for each in inference.specs:
             spec = each.spec
@@ -207,10 +219,12 @@ class Planner:
             if isinstance(spec, ScoredTokensSpec):
                 _check_scored(nodes, min(spec.count, self._vocabulary.size), each.field)
                 plan.captures |= self._directions.captures(spec.scoring, layout)
-                plan.extra_bytes += self._vocabulary.n_bytes(nodes) + 8 * nodes * width
+                plan.extra_bytes += 8 * nodes * width
+                projected = max(projected, self._vocabulary.n_bytes(nodes))
             else:
                 plan.captures |= self._attribution.captures(layout)
                 plan.extra_bytes += 8 * nodes * (width + len(plan.prepared.tokens))
+        return projected
 
 
 def _check_names(inference: BatchInference) -> None:
