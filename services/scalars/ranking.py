@@ -97,12 +97,15 @@ def _extreme_nodes(
     )
 
 
-_MLP_NODES = (NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT)
+_FIRST_AMONG_EQUALS = (NodeType.LAYER, NodeType.ATTENTION_HEAD)
 
 
 def _place_among_equals(selection: ResolvedSelection) -> int:
     """Sorts types so that of equal values those stand first that do in the reference's answers."""
-    return int(selection.dst.node_type in _MLP_NODES)
+    node_type = selection.dst.node_type
+    if node_type not in _FIRST_AMONG_EQUALS:
+        return len(_FIRST_AMONG_EQUALS)
+    return _FIRST_AMONG_EQUALS.index(node_type)
 
 
 def _descending(values: Tensor) -> Tensor:
