@@ -58,7 +58,7 @@ def examples(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("clients/python/README.md", 4)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("clients/python/README.md", 5)])
 def test_the_python_examples_run(
     page: str, count: int, running: dict[str, str], ours: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +98,16 @@ def test_the_curl_example_runs(running: dict[str, str]) -> None:
     answer = orjson.loads(done.stdout)
     assert answer["topActivations"]
     assert answer["maxActivation"] > 0
+
+
+def test_the_curl_example_of_a_prompts_scalars_runs(running: dict[str, str]) -> None:
+    (example,) = examples("docs/http.md", "sh")
+    words = shlex.split(example.replace("\\\n", " "))
+    words = [word.replace("http://127.0.0.1:8000", running["ready"]) for word in words]
+    done = subprocess.run(words, capture_output=True, check=True, timeout=60)
+    answer = orjson.loads(done.stdout)
+    tokens = answer["inferenceAndTokenData"]["tokensAsStrings"]
+    assert len(answer["derivedScalarsResponseData"]["activations"]) == len(tokens) > 1
 
 
 def test_the_javascript_example_runs(running: dict[str, str], npm: str, tmp_path: Path) -> None:
