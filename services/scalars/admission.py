@@ -67,10 +67,15 @@ class MemoryBudget:
             )
 
 
+# What torch and the C++ library say of it in a RuntimeError.
+_EXHAUSTED = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was too little, on any device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError | OSError)
+        and any(words in str(error) for words in _EXHAUSTED)
     )
 
 

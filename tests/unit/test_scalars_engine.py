@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from services.scalars import admission
-from services.scalars.admission import free_bytes
+from services.scalars.admission import free_bytes, is_out_of_memory
 from services.scalars.engine import Check, Engine, Job
 from services.scalars.inference import (
     InferenceSpec,
@@ -199,6 +199,14 @@ async def test_closing_ends_what_waits(subject: Subject, prepared: PreparedInfer
     await closing
     with pytest.raises(Unavailable):
         await engine.run(Job(prepared, [CAPTURE], lambda run, check: 1))
+
+
+def test_what_counts_as_too_little_memory() -> None:
+    assert is_out_of_memory(RuntimeError("std::bad_alloc"))
+    assert is_out_of_memory(OSError(12, "Cannot allocate memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("a defect"))
+    assert not is_out_of_memory(OSError(2, "No such file or directory"))
 
 
 def test_free_memory_respects_the_container(
