@@ -109,7 +109,7 @@ def agrees(
             expected,
             rtol=0,
             atol=1e-6 + 1e-4 * largest,
-            msg=lambda text, t=target: f"{t} {text}",
+            msg=str(target),
         )
 
 
