@@ -13,6 +13,7 @@ from services.scalars.batching import BatchLimits
 from services.scalars.data_plane import DataPlane
 from services.scalars.engine import Engine
 from services.scalars.model.subject import Subject, load_subject
+from services.scalars.returned_memory import return_large_memory
 from services.scalars.service import SERVICE, DerivedScalarsService
 from services.scalars.top_tokens import read_excluded_tokens
 from shared.errors import ConfigurationError
@@ -26,6 +27,7 @@ async def scalar_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcS
 
     Raises ConfigurationError, naming the key, where there is no model or it can't be served.
     """
+    return_large_memory()
     model = deployment.model
     if model is None:
         raise ConfigurationError("model", "is missing; derived scalars need a subject model")
