@@ -145,3 +145,33 @@ async def test_every_answer_is_the_references(
             agreeing += case["status"] == 200 and not found
     assert wrong == []
     assert agreeing == SET_UPS[set_up]
+
+
+async def test_layers_before_the_first_ablated_one_can_be_hidden(
+    golden: Path, document: dict[str, Any]
+) -> None:
+    (case,) = (each for each in document["cases"] if each["name"] == "plain/tdb_ablate")
+    shown = json.loads(json.dumps(case["request"]))
+    for ablation in shown["subRequests"][1]["nodeAblations"]:
+        ablation["nodeIndex"]["layerIndex"] += 2
+    hidden = json.loads(json.dumps(shown))
+    for sub_request in hidden["subRequests"]:
+        sub_request["hideEarlyLayersWhenAblating"] = True
+    async with serving(golden / "deployments" / "plain.yaml") as client:
+        everything = (await client.post("/batched_tdb", json=shown)).json()
+        answer = await client.post("/batched_tdb", json=hidden)
+    assert answer.status_code == 200, answer.text
+    parts, wholes = (
+        [each["processingResponseDataByName"] for each in body["inferenceSubResponses"]]
+        for body in (answer.json(), everything)
+    )
+    first, second = (each["topKComponents"] for each in parts)
+    assert first["nodeIndices"] == second["nodeIndices"]
+    assert {each["layerIndex"] for each in first["nodeIndices"]} == {2, 3}
+    assert {0, 1} < {each["layerIndex"] for each in wholes[0]["topKComponents"]["nodeIndices"]}
+    sums = "intermediateSumActivationsByDstByGroupId"
+    for part, whole in zip(parts, wholes, strict=True):
+        # What is hidden counts all the same.
+        assert part["topKComponents"][sums] == whole["topKComponents"][sums]
+        assert len(part["upvotedOutputTokens"]["topTokensList"]) == len(first["nodeIndices"])
+        assert part["topOutputTokenLogits"] == whole["topOutputTokenLogits"]
