@@ -23,6 +23,12 @@ class DerivedScalarsService:
     ) -> None:
         self._data_plane = data_plane
         self._max_message_bytes = max_message_bytes
+        # Made once: a busy server should answer it at once.
+        self._scalar_types = scalars.ListScalarTypesResponse(
+            scalar_types=[
+                convert.scalar_type(each, data_plane.subject.autoencoders) for each in CATALOGUE
+            ]
+        )
 
     async def GetModelInfo(
         self, request: scalars.GetModelInfoRequest, context: Any
@@ -34,12 +40,7 @@ class DerivedScalarsService:
         self, request: scalars.ListScalarTypesRequest, context: Any
     ) -> scalars.ListScalarTypesResponse:
         """The catalogue."""
-        return scalars.ListScalarTypesResponse(
-            scalar_types=[
-                convert.scalar_type(each, self._data_plane.subject.autoencoders)
-                for each in CATALOGUE
-            ]
-        )
+        return self._scalar_types
 
     async def Tokenize(
         self, request: scalars.TokenizeRequest, context: Any
