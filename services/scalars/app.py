@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from neuropil.channel import MEBIBYTE
 from services.scalars.autoencoders.loading import load_autoencoders
-from services.scalars.batching import BatchLimits
 from services.scalars.data_plane import DataPlane
-from services.scalars.engine import Engine
+from services.scalars.engine.queueing import BatchLimits
+from services.scalars.engine.returned_memory import return_large_memory
+from services.scalars.engine.worker import Engine
 from services.scalars.model.subject import Subject, load_subject
-from services.scalars.returned_memory import return_large_memory
 from services.scalars.service import SERVICE, DerivedScalarsService
-from services.scalars.top_tokens import read_excluded_tokens
+from services.scalars.vocabulary.top_tokens import read_excluded_tokens
 from shared.errors import ConfigurationError
 from shared.rpc.server import RpcService
 from shared.settings import Deployment

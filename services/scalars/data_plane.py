@@ -13,30 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from services.scalars.batch_work import HELD_BYTES, BatchWork, Tools, united_by_name
-from services.scalars.batches import (
-    AnySpec,
-    BatchInference,
-    InferencePlan,
-    NamedSpec,
-    Planner,
-)
-from services.scalars.components import ComponentByTokenPairSpec
-from services.scalars.engine import Engine
-from services.scalars.inference import (
-    InferenceSpec,
-    PreparedInference,
-    RunResult,
-    prepare_inference,
-)
-from services.scalars.jobs import Check, Job
-from services.scalars.model.locations import LayerIndex
-from services.scalars.model.subject import Subject
-from services.scalars.node_directions import NodeDirections
-from services.scalars.output_logits import OutputLogits
-from services.scalars.ranking import NodeScalars
-from services.scalars.remembered_lists import RememberedLists
-from services.scalars.results import (
+from services.scalars.answers.batch_work import HELD_BYTES, BatchWork, Tools, united_by_name
+from services.scalars.answers.components import ComponentByTokenPairSpec
+from services.scalars.answers.output_logits import OutputLogits
+from services.scalars.answers.ranking import NodeScalars
+from services.scalars.answers.results import (
     Array,
     ComponentScalars,
     InferenceAnswer,
@@ -45,11 +26,30 @@ from services.scalars.results import (
     SpecResult,
     TokenPairTable,
 )
-from services.scalars.selections import ComponentSpec, Selection
-from services.scalars.token_pair_attribution import TokenPairAttribution
-from services.scalars.top_nodes import TopNodesSpec
-from services.scalars.top_tokens import VocabularyProjection, excluded_entries
-from services.scalars.vocabulary_lists import VocabularyLists
+from services.scalars.answers.token_pair_attribution import TokenPairAttribution
+from services.scalars.engine.jobs import Check, Job
+from services.scalars.engine.worker import Engine
+from services.scalars.model.locations import LayerIndex
+from services.scalars.model.subject import Subject
+from services.scalars.passes.inference import (
+    InferenceSpec,
+    PreparedInference,
+    RunResult,
+    prepare_inference,
+)
+from services.scalars.requests.batches import (
+    AnySpec,
+    BatchInference,
+    InferencePlan,
+    NamedSpec,
+    Planner,
+)
+from services.scalars.requests.selections import ComponentSpec, Selection
+from services.scalars.requests.top_nodes import TopNodesSpec
+from services.scalars.vocabulary.node_directions import NodeDirections
+from services.scalars.vocabulary.remembered_lists import RememberedLists
+from services.scalars.vocabulary.top_tokens import VocabularyProjection, excluded_entries
+from services.scalars.vocabulary.vocabulary_lists import VocabularyLists
 
 Result = TypeVar("Result", bound=SpecResult)
 Turn = TypeVar("Turn")

@@ -19,12 +19,12 @@ from services.scalars.convert import inference_spec
 from services.scalars.data_plane import DataPlane
 from services.scalars.deriving.activations import RawActivationStore
 from services.scalars.deriving.config import DstConfig
-from services.scalars.engine import Engine
-from services.scalars.inference import PreparedInference, run_inference
+from services.scalars.engine.worker import Engine
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import RawTensorId
-from services.scalars.selections import Selection
+from services.scalars.passes.inference import PreparedInference, run_inference
+from services.scalars.requests.selections import Selection
 from shared.settings import Autoencoder
 from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest, runs
 from tests.golden.scalars_requests import autoencoder_files, inference

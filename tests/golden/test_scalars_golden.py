@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
-from services.scalars.ablations import AblationSpec
 from services.scalars.data_plane import DataPlane
 from services.scalars.deriving.indexing import ActivationIndex
-from services.scalars.engine import Engine
-from services.scalars.inference import InferenceSpec
-from services.scalars.losses import LossKind, LossSpec
+from services.scalars.engine.worker import Engine
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.subject import load_subject
-from services.scalars.selections import Selection
+from services.scalars.passes.ablations import AblationSpec
+from services.scalars.passes.inference import InferenceSpec
+from services.scalars.passes.losses import LossKind, LossSpec
+from services.scalars.requests.selections import Selection
 from tests.golden.scalars_manifest import (
     disagreement,
     read_arrays,

@@ -14,11 +14,11 @@ from services.scalars.autoencoders.loading import load_autoencoders
 from services.scalars.catalogue import CATALOGUE, Derivers
 from services.scalars.convert.requests import activation_index, inference_spec, node_index
 from services.scalars.deriving.config import DstConfig
-from services.scalars.inference import Row, prepare_inference, run_rows
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject, load_subject
-from services.scalars.nodes import resolve_node
+from services.scalars.passes.inference import Row, prepare_inference, run_rows
+from services.scalars.passes.nodes import resolve_node
 from shared.settings import Autoencoder
 from tests.golden import scalars_requests
 from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest

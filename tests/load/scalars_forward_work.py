@@ -17,12 +17,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from services.scalars.inference import PreparedInference, Row, run_rows
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.inference import PreparedInference, Row, run_rows
+from services.scalars.passes.losses import Loss, LossKind
 
 Prompts = list[list[int]]
 Work = Callable[[str, Prompts], None]

@@ -28,9 +28,9 @@ import torch
 
 import neuropil
 from neuropil.scalars import v1
-from services.scalars.batching import BatchLimits
 from services.scalars.data_plane import DataPlane
-from services.scalars.engine import Engine
+from services.scalars.engine.queueing import BatchLimits
+from services.scalars.engine.worker import Engine
 from services.scalars.model.subject import load_subject
 from services.scalars.service import DerivedScalarsService
 from tests.load import scalars_page as calls

@@ -18,12 +18,12 @@ from services.scalars.autoencoders import (
 )
 from services.scalars.catalogue import CATALOGUE, Derivers
 from services.scalars.deriving.config import DstConfig
-from services.scalars.inference import PreparedInference, Row, RunResult, run_rows
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType, LayerIndex, PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import RawTensorId
-from services.scalars.selected_nodes import NO_NODE, SelectedNode
+from services.scalars.passes.inference import PreparedInference, Row, RunResult, run_rows
+from services.scalars.requests.selected_nodes import NO_NODE, SelectedNode
 from tests.unit.scalars_checkpoint import write_checkpoint
 from tests.unit.scalars_llama_checkpoint import write_llama_checkpoint
 

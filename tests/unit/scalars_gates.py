@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from prometheus_client import REGISTRY
 
-from services.scalars.inference import RunResult
-from services.scalars.jobs import Check
+from services.scalars.engine.jobs import Check
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.inference import RunResult
 
 CAPTURE = RawTensorId(ActivationLocationType.MLP_POST_ACT, 0, PassType.FORWARD)
 

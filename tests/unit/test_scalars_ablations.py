@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.scalars.ablations import AblationSpec, resolve_ablations
 from services.scalars.autoencoders import Activation, AutoencoderSet
 from services.scalars.autoencoders.autoencoder_set import sizes_at
 from services.scalars.deriving.indexing import ActivationIndex
-from services.scalars.inference import PreparedInference, run_inference
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import Overwrite, RawTensorId
+from services.scalars.passes.ablations import AblationSpec, resolve_ablations
+from services.scalars.passes.inference import PreparedInference, run_inference
+from services.scalars.passes.losses import Loss, LossKind
 from shared.errors import InvalidArgument
 from tests.unit.scalars_checkpoint import HEADS, make_weights, write_checkpoint
 from tests.unit.scalars_float64 import Float64Model

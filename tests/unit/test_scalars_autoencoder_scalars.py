@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.scalars.answers.ranking import NodeScalars
 from services.scalars.autoencoders.loading import load_autoencoders
 from services.scalars.data_plane import DataPlane
 from services.scalars.deriving.indexing import ActivationIndex
-from services.scalars.engine import Engine
-from services.scalars.inference import InferenceSpec
-from services.scalars.losses import LossKind, LossSpec
+from services.scalars.engine.worker import Engine
 from services.scalars.model.locations import ActivationLocationType, Dimension
 from services.scalars.model.subject import load_subject
-from services.scalars.ranking import NodeScalars
-from services.scalars.selections import Selection
-from services.scalars.top_nodes import ScalarGroup, TopNodesSpec
+from services.scalars.passes.inference import InferenceSpec
+from services.scalars.passes.losses import LossKind, LossSpec
+from services.scalars.requests.selections import Selection
+from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec
 from shared.errors import InvalidArgument
 from shared.settings import Autoencoder
 from tests.unit.scalars_autoencoders import (

@@ -13,9 +13,9 @@ from neuropil import names
 from neuropil.scalars import v1
 from neuropil.tensors import to_array
 from services.scalars import convert
-from services.scalars.batch_work import HELD_BYTES
+from services.scalars.answers.batch_work import HELD_BYTES
 from services.scalars.data_plane import DataPlane
-from services.scalars.engine import Engine
+from services.scalars.engine.worker import Engine
 from services.scalars.model.subject import Subject, load_subject
 from shared.errors import InvalidArgument, ResourceExhausted
 from tests.unit.scalars_checkpoint import write_checkpoint

@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 import torch
 
-from services.scalars.batches_of_jobs import end_backward_pass
-from services.scalars.batching import BatchLimits
-from services.scalars.engine import Check, Engine, Job
-from services.scalars.inference import (
+from services.scalars.engine.batches_of_jobs import end_backward_pass
+from services.scalars.engine.queueing import BatchLimits
+from services.scalars.engine.worker import Check, Engine, Job
+from services.scalars.model.locations import ActivationLocationType, PassType
+from services.scalars.model.subject import Subject, load_subject
+from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.inference import (
     InferenceSpec,
     PreparedInference,
     RunResult,
     prepare_inference,
     run_inference,
 )
-from services.scalars.losses import LossKind, LossSpec
-from services.scalars.model.locations import ActivationLocationType, PassType
-from services.scalars.model.subject import Subject, load_subject
-from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.losses import LossKind, LossSpec
 from shared.errors import DeadlineExceeded, ResourceExhausted
 from shared.rpc.context import enter_deadline
 from tests.unit.scalars_checkpoint import write_checkpoint

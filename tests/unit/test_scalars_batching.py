@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scalars.batching import BatchLimits, JobQueue, form_batch
-from services.scalars.inference import PreparedInference
-from services.scalars.jobs import Job, Waiting
-from services.scalars.reuse import run_key
+from services.scalars.engine.jobs import Job, Waiting
+from services.scalars.engine.queueing import BatchLimits, JobQueue, form_batch
+from services.scalars.engine.reuse import run_key
+from services.scalars.passes.inference import PreparedInference
 
 PLENTY = 1 << 40
 

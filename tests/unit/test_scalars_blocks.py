@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from services.scalars.inference import PreparedInference, run_inference
 from services.scalars.model.blocks import ALL_PARTS, AttentionPart
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.llama import Llama
@@ -18,6 +17,7 @@ from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.inference import PreparedInference, run_inference
 from tests.unit.scalars_checkpoint import write_checkpoint
 from tests.unit.scalars_llama_checkpoint import VARIANTS, write_llama_checkpoint
 

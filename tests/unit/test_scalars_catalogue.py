@@ -11,13 +11,13 @@ from neuropil import names
 from neuropil.common import v1 as common
 from services.scalars.catalogue import CATALOGUE, Catalogue, Requirement
 from services.scalars.catalogue.document import DOCUMENT, render
-from services.scalars.losses import LossKind
 from services.scalars.model.locations import (
     ActivationLocationType,
     Dimension,
     NodeType,
     PassType,
 )
+from services.scalars.passes.losses import LossKind
 
 WITH_BACKWARD = {*range(1, 18), 19, 20, 42, 59}
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from services.scalars.model.packing import Packing
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import Taps
-from services.scalars.top_tokens import read_excluded_tokens
+from services.scalars.vocabulary.top_tokens import read_excluded_tokens
 from shared.errors import ConfigurationError
 from tests.unit.scalars_checkpoint import LAYERS, NEURONS, WIDTH, write_checkpoint
 

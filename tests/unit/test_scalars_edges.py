@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from services.scalars.autoencoders import Activation, AutoencoderSet
-from services.scalars.inference import PreparedInference
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import (
     ActivationLocationType,
@@ -20,9 +18,11 @@ from services.scalars.model.locations import (
     PassType,
 )
 from services.scalars.model.taps import RawTensorId
-from services.scalars.nodes import Node, NonlinearitySide, autoencoder_input
-from services.scalars.selected_nodes import SelectedNode
-from services.scalars.traces import Trace
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.passes.nodes import Node, NonlinearitySide, autoencoder_input
+from services.scalars.passes.traces import Trace
+from services.scalars.requests.selected_nodes import SelectedNode
 from tests.unit.scalars_derived import Given, Wanted, derive, make_autoencoder, make_model, run
 
 Location = ActivationLocationType

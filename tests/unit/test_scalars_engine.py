@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from services.scalars import admission
-from services.scalars.admission import free_bytes, is_out_of_memory
-from services.scalars.engine import Check, Engine, Job
-from services.scalars.inference import (
+from services.scalars.engine import admission
+from services.scalars.engine.admission import free_bytes, is_out_of_memory
+from services.scalars.engine.worker import Check, Engine, Job
+from services.scalars.model.subject import Subject, load_subject
+from services.scalars.passes.inference import (
     InferenceSpec,
     PreparedInference,
     RunResult,
     prepare_inference,
 )
-from services.scalars.model.subject import Subject, load_subject
 from shared.errors import ResourceExhausted, Unavailable
 from tests.unit.scalars_checkpoint import write_checkpoint
 from tests.unit.scalars_gates import CAPTURE, Gate, begun, outcomes, until

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from services.scalars.answers.ranking import NodeScalars, rank_nodes
+from services.scalars.answers.token_pairs import summarize
 from services.scalars.deriving.activations import ActivationsAndMetadata
-from services.scalars.inference import PreparedInference
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject, load_subject
-from services.scalars.ranking import NodeScalars, rank_nodes
-from services.scalars.token_pairs import summarize
-from services.scalars.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
-from services.scalars.top_tokens import VocabularyProjection, excluded_entries
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
+from services.scalars.vocabulary.top_tokens import VocabularyProjection, excluded_entries
 from tests.unit.scalars_checkpoint import write_checkpoint
 
 

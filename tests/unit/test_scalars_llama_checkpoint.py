@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.scalars.inference import PreparedInference, run_inference
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.inference import PreparedInference, run_inference
+from services.scalars.passes.losses import Loss, LossKind
 from shared.errors import ConfigurationError
 from tests.unit.scalars_checkpoint import write_checkpoint
 from tests.unit.scalars_llama_checkpoint import (

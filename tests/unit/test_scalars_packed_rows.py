@@ -10,20 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.scalars.ablations import AblationSpec, resolve_ablations
 from services.scalars.autoencoders import Activation, AutoencoderSet
 from services.scalars.autoencoders.autoencoder_set import sizes_at
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
-from services.scalars.inference import PreparedInference, Row, RunResult, run_rows
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import NodeType
 from services.scalars.model.packing import Packing
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import Overwrite, RawTensorId, RowTaps, Taps
-from services.scalars.nodes import NonlinearitySide
-from services.scalars.traces import AttentionTraceType, Trace, TraceSpec, resolve_trace
+from services.scalars.passes.ablations import AblationSpec, resolve_ablations
+from services.scalars.passes.inference import PreparedInference, Row, RunResult, run_rows
+from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.passes.nodes import NonlinearitySide
+from services.scalars.passes.traces import AttentionTraceType, Trace, TraceSpec, resolve_trace
 from tests.unit.scalars_checkpoint import write_checkpoint
 from tests.unit.scalars_llama_checkpoint import write_llama_checkpoint
 from tests.unit.scalars_reference_pass import BACKWARD, FORWARD, every_target, make_autoencoder

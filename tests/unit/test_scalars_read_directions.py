@@ -10,10 +10,10 @@ import torch
 from services.scalars.autoencoders import AutoencoderSet
 from services.scalars.catalogue import vocabulary
 from services.scalars.deriving.indexing import ActivationIndex
-from services.scalars.inference import PreparedInference
 from services.scalars.model.locations import ActivationLocationType
-from services.scalars.nodes import autoencoder_input
-from services.scalars.selected_nodes import SelectedNode
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.passes.nodes import autoencoder_input
+from services.scalars.requests.selected_nodes import SelectedNode
 from tests.unit.scalars_derived import Given, Wanted, derive, make_autoencoder, make_model
 
 Location = ActivationLocationType

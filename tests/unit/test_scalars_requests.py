@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from services.scalars.ablations import AblationSpec, resolve_ablations
 from services.scalars.deriving.indexing import ActivationIndex
-from services.scalars.inference import (
-    InferenceSpec,
-    estimated_bytes,
-    prepare_inference,
-    run_inference,
-)
-from services.scalars.losses import Loss, LossKind, LossSpec, resolve_loss
 from services.scalars.model.locations import (
     ActivationLocationType,
     PassType,
 )
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.ablations import AblationSpec, resolve_ablations
+from services.scalars.passes.inference import (
+    InferenceSpec,
+    estimated_bytes,
+    prepare_inference,
+    run_inference,
+)
+from services.scalars.passes.losses import Loss, LossKind, LossSpec, resolve_loss
 from tests.unit.scalars_checkpoint import CONTEXT, LAYERS, NEURONS, write_checkpoint
 from tests.unit.scalars_refused import TOKENS, refused
 

@@ -13,7 +13,7 @@ import ctypes, sys
 from pathlib import Path
 
 if sys.argv[1] == "returned":
-    from services.scalars.returned_memory import return_large_memory
+    from services.scalars.engine.returned_memory import return_large_memory
     return_large_memory()
 
 def resident():

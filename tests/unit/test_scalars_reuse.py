@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from services.scalars.deriving.activations import RawActivationStore
-from services.scalars.inference import PreparedInference, RunResult
-from services.scalars.losses import Loss, LossKind
+from services.scalars.engine.reuse import Memo, RunCache, RunKey, run_key
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.taps import Overwrite, RawTensorId
-from services.scalars.reuse import Memo, RunCache, RunKey, run_key
+from services.scalars.passes.inference import PreparedInference, RunResult
+from services.scalars.passes.losses import Loss, LossKind
 
 POST = RawTensorId(ActivationLocationType.MLP_POST_ACT, 0, PassType.FORWARD)
 PRE = RawTensorId(ActivationLocationType.MLP_PRE_ACT, 0, PassType.FORWARD)

@@ -12,14 +12,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
 from services.scalars.deriving.indexing import NodeIndex
-from services.scalars.inference import PreparedInference, Row, estimated_bytes, run_rows
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import NodeType, PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import Overwrite, RawTensorId
-from services.scalars.traces import AttentionTraceType, TraceSpec, resolve_trace
+from services.scalars.passes.inference import PreparedInference, Row, estimated_bytes, run_rows
+from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.passes.traces import AttentionTraceType, TraceSpec, resolve_trace
 from tests.unit.scalars_checkpoint import CONTEXT, LAYERS, write_checkpoint
 from tests.unit.scalars_llama_checkpoint import write_llama_checkpoint
 from tests.unit.scalars_reference_pass import BACKWARD, FORWARD, every_target, make_autoencoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.scalars.screening import RoundedMatrix, screened
+from services.scalars.vocabulary.screening import RoundedMatrix, screened
 
 WIDTH = 48
 

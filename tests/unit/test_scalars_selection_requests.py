@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
-from services.scalars.inference import PreparedInference
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.locations import (
     ActivationLocationType,
     Dimension,
@@ -16,15 +14,17 @@ from services.scalars.model.locations import (
     PassType,
 )
 from services.scalars.model.subject import Subject, load_subject
-from services.scalars.selected_nodes import NodeSelection
-from services.scalars.selections import (
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.requests.selected_nodes import NodeSelection
+from services.scalars.requests.selections import (
     ComponentSpec,
     DimensionRange,
     Selection,
     resolve_component,
     resolve_selection,
 )
-from services.scalars.top_nodes import (
+from services.scalars.requests.top_nodes import (
     MAX_NODES,
     ScalarGroup,
     TopNodesSpec,

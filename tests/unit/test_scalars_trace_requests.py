@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from services.scalars.ablations import AblationSpec
 from services.scalars.autoencoders import AutoencoderSet
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
-from services.scalars.inference import InferenceSpec, PreparedInference, prepare_inference
-from services.scalars.losses import LossKind, LossSpec
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import ActivationLocationType, NodeType, PassType
 from services.scalars.model.subject import Subject, load_subject
-from services.scalars.nodes import NonlinearitySide
-from services.scalars.selected_nodes import NodeSelection
-from services.scalars.selections import (
+from services.scalars.passes.ablations import AblationSpec
+from services.scalars.passes.inference import InferenceSpec, PreparedInference, prepare_inference
+from services.scalars.passes.losses import LossKind, LossSpec
+from services.scalars.passes.nodes import NonlinearitySide
+from services.scalars.passes.traces import AttentionTraceType, TraceSpec
+from services.scalars.requests.selected_nodes import NodeSelection
+from services.scalars.requests.selections import (
     ComponentSpec,
     ResolvedSelection,
     Selection,
     resolve_component,
     resolve_selection,
 )
-from services.scalars.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
-from services.scalars.traces import AttentionTraceType, TraceSpec
+from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
 from tests.unit.scalars_checkpoint import HEADS, LAYERS, NEURONS, write_checkpoint
 from tests.unit.scalars_derived import LATENTS, make_autoencoder
 from tests.unit.scalars_refused import refused

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from services.scalars.autoencoders import Activation, AutoencoderSet
 from services.scalars.deriving.differentiation import gradient
-from services.scalars.inference import PreparedInference
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.locations import ActivationLocationType, NodeType, PassType
 from services.scalars.model.taps import Overwrite, RawTensorId
-from services.scalars.nodes import Node, NonlinearitySide
-from services.scalars.traces import AttentionTraceType, Trace
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.passes.nodes import Node, NonlinearitySide
+from services.scalars.passes.traces import AttentionTraceType, Trace
 from tests.unit.scalars_derived import Given, Wanted, derive, make_autoencoder, make_model, run
 
 Location = ActivationLocationType

@@ -14,13 +14,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from services.scalars.inference import PreparedInference, Row, run_inference, run_rows
-from services.scalars.losses import Loss, LossKind
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import load_subject
 from services.scalars.model.taps import Overwrite, RawTensorId
+from services.scalars.passes.inference import PreparedInference, Row, run_inference, run_rows
+from services.scalars.passes.losses import Loss, LossKind
 from tests.unit.scalars_checkpoint import write_checkpoint
 from tests.unit.scalars_llama_checkpoint import VARIANTS, write_llama_checkpoint
 

@@ -10,8 +10,8 @@ import torch
 
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.subject import load_subject
-from services.scalars.remembered_lists import RememberedLists
-from services.scalars.vocabulary_lists import TokenLists, VocabularyLists, VocabularySide
+from services.scalars.vocabulary.remembered_lists import RememberedLists
+from services.scalars.vocabulary.vocabulary_lists import TokenLists, VocabularyLists, VocabularySide
 from tests.unit.scalars_checkpoint import write_checkpoint
 
 OUTPUT, INPUT = VocabularySide.OUTPUT, VocabularySide.INPUT

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import structlog
 
 from services.scalars.autoencoders.autoencoder import Autoencoder
-from services.scalars.inference import PreparedInference, run_inference
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import PassType
 from services.scalars.model.taps import RawTensorId
 from services.scalars.model.tokenizer import TextTokenizer
+from services.scalars.passes.inference import PreparedInference, run_inference
 from shared.errors import ConfigurationError
 
 _log = structlog.get_logger(__name__)

@@ -24,7 +24,7 @@ from services.scalars.deriving.sources import DerivedScalarSource, RawScalarSour
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import LayerIndex, PassType
-from services.scalars.nodes import Node, node_activation
+from services.scalars.passes.nodes import Node, node_activation
 
 EDGE = (Requirement.NODE_INDEX,)
 ATTRIBUTION = (Requirement.NODE_INDEX, Requirement.GRADIENT)

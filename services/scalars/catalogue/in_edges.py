@@ -49,7 +49,7 @@ from services.scalars.deriving.sources import DerivedScalarSource, RawScalarSour
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import Dimension, LayerIndex, LocationWithinLayer, PassType
-from services.scalars.nodes import autoencoder_input
+from services.scalars.passes.nodes import autoencoder_input
 
 
 class _At(NamedTuple):

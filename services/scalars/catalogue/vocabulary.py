@@ -9,7 +9,7 @@ from services.scalars.catalogue.declaration import Derivers, Requirement, T, V, 
 from services.scalars.deriving.config import DstConfig
 from services.scalars.deriving.deriver import ScalarDeriver
 from services.scalars.model.locations import ActivationLocationType as Location
-from services.scalars.nodes import autoencoder_input
+from services.scalars.passes.nodes import autoencoder_input
 
 _NAME = "vocab_token_write_to_input_direction"
 _CHUNK = 2048

@@ -11,12 +11,12 @@ from neuropil import names
 from neuropil.common import v1 as common
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_tensor
-from services.scalars import token_pairs
+from services.scalars.answers import token_pairs
+from services.scalars.answers.node_lists import NodeList
+from services.scalars.answers.ranking import NodeScalars
+from services.scalars.answers.results import ComponentScalars, InferenceResult
 from services.scalars.model.locations import NodeType
-from services.scalars.node_lists import NodeList
-from services.scalars.ranking import NodeScalars
-from services.scalars.results import ComponentScalars, InferenceResult
-from services.scalars.top_tokens import TopTokens
+from services.scalars.vocabulary.top_tokens import TopTokens
 
 
 def inference_result(result: InferenceResult) -> scalars.InferenceResult:

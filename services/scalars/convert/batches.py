@@ -9,22 +9,22 @@ from numpy.typing import NDArray
 
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_tensor
-from services.scalars.convert.answers import (
-    component_scalars,
-    inference_result,
-    token_pair_sequences,
-    top_nodes,
-)
-from services.scalars.ranking import NodeScalars
-from services.scalars.results import (
+from services.scalars.answers.ranking import NodeScalars
+from services.scalars.answers.results import (
     ComponentScalars,
     InferenceAnswer,
     SelectedTensors,
     SpecResult,
     TokenPairTable,
 )
-from services.scalars.scored_tokens import ScoredTokens
-from services.scalars.token_pair_attribution import TokenPairAttributions
+from services.scalars.answers.token_pair_attribution import TokenPairAttributions
+from services.scalars.convert.answers import (
+    component_scalars,
+    inference_result,
+    token_pair_sequences,
+    top_nodes,
+)
+from services.scalars.vocabulary.scored_tokens import ScoredTokens
 from shared.errors import ResourceExhausted
 
 

@@ -10,12 +10,9 @@ from collections.abc import Iterable
 from neuropil import names
 from neuropil.common import v1 as common
 from neuropil.scalars import v1 as scalars
-from services.scalars.ablations import AblationSpec
-from services.scalars.batches import AnySpec, BatchInference, NamedSpec
-from services.scalars.components import ComponentByTokenPairSpec
+from services.scalars.answers.components import ComponentByTokenPairSpec
+from services.scalars.answers.token_pair_attribution import TokenPairAttributionSpec
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
-from services.scalars.inference import InferenceSpec
-from services.scalars.losses import LossKind, LossSpec
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import (
     ActivationLocationType,
@@ -23,13 +20,16 @@ from services.scalars.model.locations import (
     NodeType,
     PassType,
 )
-from services.scalars.nodes import NonlinearitySide
-from services.scalars.scored_tokens import ScoredTokensSpec, TokenScoring
-from services.scalars.selected_nodes import NodeSelection
-from services.scalars.selections import ComponentSpec, DimensionRange, Selection
-from services.scalars.token_pair_attribution import TokenPairAttributionSpec
-from services.scalars.top_nodes import ScalarGroup, TopNodesSpec
-from services.scalars.traces import AttentionTraceType, TraceSpec
+from services.scalars.passes.ablations import AblationSpec
+from services.scalars.passes.inference import InferenceSpec
+from services.scalars.passes.losses import LossKind, LossSpec
+from services.scalars.passes.nodes import NonlinearitySide
+from services.scalars.passes.traces import AttentionTraceType, TraceSpec
+from services.scalars.requests.batches import AnySpec, BatchInference, NamedSpec
+from services.scalars.requests.selected_nodes import NodeSelection
+from services.scalars.requests.selections import ComponentSpec, DimensionRange, Selection
+from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec
+from services.scalars.vocabulary.scored_tokens import ScoredTokensSpec, TokenScoring
 
 _ATTENTION_PARTS = {
     scalars.ATTENTION_PART_UNSPECIFIED: None,

@@ -11,8 +11,8 @@ from services.scalars.deriving.indexing import ActivationIndex
 from services.scalars.deriving.residual_points import ResidualPoint, leaving_last_layer
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.family import SubjectModel
-from services.scalars.nodes import Node
-from services.scalars.traces import Trace
+from services.scalars.passes.nodes import Node
+from services.scalars.passes.traces import Trace
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,20 @@ from functools import partial
 
 import torch
 
-from services.scalars.admission import MemoryBudget, is_out_of_memory, out_of_memory
 from services.scalars.autoencoders import AutoencoderSet
-from services.scalars.inference import Row, RunResult, run_rows
-from services.scalars.jobs import Abandoned, Waiting
-from services.scalars.metrics import (
+from services.scalars.engine.admission import MemoryBudget, is_out_of_memory, out_of_memory
+from services.scalars.engine.jobs import Abandoned, Waiting
+from services.scalars.engine.metrics import (
     BATCH_ROWS,
     BATCH_TOKENS,
     COALESCED,
     JOBS,
     OUT_OF_MEMORY_SPLITS,
 )
+from services.scalars.engine.reuse import RunCache, RunKey, unshared
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.taps import RawTensorId
-from services.scalars.reuse import RunCache, RunKey, unshared
+from services.scalars.passes.inference import Row, RunResult, run_rows
 from shared.errors import DeadlineExceeded
 
 

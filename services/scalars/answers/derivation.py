@@ -9,12 +9,12 @@ from torch import Tensor
 from services.scalars.catalogue import CATALOGUE, Derivers
 from services.scalars.deriving.activations import ActivationsAndMetadata
 from services.scalars.deriving.config import DstConfig
-from services.scalars.inference import PreparedInference, RunResult
 from services.scalars.model.locations import ActivationLocationType, LayerIndex, PassType
 from services.scalars.model.subject import Subject
 from services.scalars.model.taps import RawTensorId
-from services.scalars.selected_nodes import SelectedNode
-from services.scalars.selections import ResolvedSelection
+from services.scalars.passes.inference import PreparedInference, RunResult
+from services.scalars.requests.selected_nodes import SelectedNode
+from services.scalars.requests.selections import ResolvedSelection
 
 
 class RequestDerivers:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from services.scalars.deriving.activations import RawActivationStore
-from services.scalars.metrics import REUSE, REUSED_BYTES
+from services.scalars.engine.metrics import REUSE, REUSED_BYTES
 from services.scalars.model.taps import RawTensorId
 
 if TYPE_CHECKING:
-    from services.scalars.inference import PreparedInference, RunResult
+    from services.scalars.passes.inference import PreparedInference, RunResult
 
 DEFAULT_LIMIT_BYTES = 256 << 20
 _MEMO_LIMIT_BYTES = 64 << 20

@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.scalars.answers.derivation import Derivation
+from services.scalars.answers.node_lists import INDICES, NodeList
+from services.scalars.answers.results import ComponentScalars, TokenPairTable
 from services.scalars.catalogue import CATALOGUE, Requirement
-from services.scalars.derivation import Derivation
 from services.scalars.model.locations import Dimension, LayerIndex
 from services.scalars.model.taps import RawTensorId
-from services.scalars.node_directions import Layout, NodeDirections
-from services.scalars.node_lists import INDICES, NodeList
-from services.scalars.results import ComponentScalars, TokenPairTable
-from services.scalars.scored_tokens import TokenScoring
-from services.scalars.selections import ComponentSpec, ResolvedSelection
-from services.scalars.top_tokens import TopTokens, VocabularyProjection
+from services.scalars.requests.selections import ComponentSpec, ResolvedSelection
+from services.scalars.vocabulary.node_directions import Layout, NodeDirections
+from services.scalars.vocabulary.scored_tokens import TokenScoring
+from services.scalars.vocabulary.top_tokens import TopTokens, VocabularyProjection
 from shared.errors import InvalidArgument
 
 

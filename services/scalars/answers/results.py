@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from services.scalars.answers.node_lists import NodeList
+from services.scalars.answers.ranking import NodeScalars
+from services.scalars.answers.token_pair_attribution import TokenPairAttributions
 from services.scalars.model.locations import LayerIndex
-from services.scalars.node_lists import NodeList
-from services.scalars.ranking import NodeScalars
-from services.scalars.scored_tokens import ScoredTokens
-from services.scalars.token_pair_attribution import TokenPairAttributions
-from services.scalars.top_tokens import TopTokens
+from services.scalars.vocabulary.scored_tokens import ScoredTokens
+from services.scalars.vocabulary.top_tokens import TopTokens
 
 Array = NDArray[np.float32]
 

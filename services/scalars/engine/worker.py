@@ -18,16 +18,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from services.scalars.admission import MemoryBudget
 from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
-from services.scalars.batches_of_jobs import BatchOfJobs
-from services.scalars.batching import BatchLimits, JobQueue
-from services.scalars.inference import estimated_bytes
-from services.scalars.jobs import Check, Job, Waiting
-from services.scalars.metrics import JOBS, QUEUE_SECONDS, RUN_SECONDS, WAITING
+from services.scalars.engine.admission import MemoryBudget
+from services.scalars.engine.batches_of_jobs import BatchOfJobs
+from services.scalars.engine.jobs import Check, Job, Waiting
+from services.scalars.engine.metrics import JOBS, QUEUE_SECONDS, RUN_SECONDS, WAITING
+from services.scalars.engine.queueing import BatchLimits, JobQueue
+from services.scalars.engine.reuse import DEFAULT_LIMIT_BYTES, RunCache, run_key
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import PassType
-from services.scalars.reuse import DEFAULT_LIMIT_BYTES, RunCache, run_key
+from services.scalars.passes.inference import estimated_bytes
 from shared.errors import ResourceExhausted, Unavailable
 from shared.rpc.context import seconds_left
 

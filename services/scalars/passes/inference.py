@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from services.scalars.ablations import AblationSpec, resolve_ablations
 from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet, WithinLayerLatent
 from services.scalars.autoencoders.autoencoder_set import sizes_at
 from services.scalars.autoencoders.within_layer import resolve_within_layer_latent
 from services.scalars.deriving.activations import RawActivationStore
 from services.scalars.deriving.indexing import ActivationIndex
-from services.scalars.losses import Loss, LossSpec, resolve_loss
+from services.scalars.engine.reuse import Memo
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.packing import Packing
 from services.scalars.model.taps import Overwrite, RawTensorId, RowTaps, Taps
 from services.scalars.model.tokenizer import TextTokenizer
-from services.scalars.reuse import Memo
-from services.scalars.traces import Trace, TraceSpec, resolve_trace
+from services.scalars.passes.ablations import AblationSpec, resolve_ablations
+from services.scalars.passes.losses import Loss, LossSpec, resolve_loss
+from services.scalars.passes.traces import Trace, TraceSpec, resolve_trace
 
 
 @dataclass(frozen=True)

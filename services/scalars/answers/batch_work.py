@@ -15,27 +15,27 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from services.scalars.batches import Dependent, InferencePlan, layout_of
-from services.scalars.components import (
+from services.scalars.answers.components import (
     ResolvedComponent,
     component_scalars,
     token_pair_table,
 )
-from services.scalars.derivation import Derivation
-from services.scalars.inference import RunResult
-from services.scalars.jobs import Check
-from services.scalars.node_directions import NodeDirections
-from services.scalars.node_lists import NodeList, united
-from services.scalars.output_logits import NORMALIZED, OutputLogits
-from services.scalars.ranking import NodeScalars, strongest_nodes, sums_of, values_of
-from services.scalars.remembered_lists import RememberedLists
-from services.scalars.results import SelectedTensors, SpecResult
-from services.scalars.scored_tokens import ScoredTokensSpec, Scoring, score
-from services.scalars.selections import ComponentSpec, ResolvedSelection
-from services.scalars.token_pair_attribution import TokenPairAttribution
-from services.scalars.top_nodes import ResolvedTopNodes
-from services.scalars.top_tokens import VocabularyProjection
-from services.scalars.vocabulary_lists import VocabularyLists
+from services.scalars.answers.derivation import Derivation
+from services.scalars.answers.node_lists import NodeList, united
+from services.scalars.answers.output_logits import NORMALIZED, OutputLogits
+from services.scalars.answers.ranking import NodeScalars, strongest_nodes, sums_of, values_of
+from services.scalars.answers.results import SelectedTensors, SpecResult
+from services.scalars.answers.token_pair_attribution import TokenPairAttribution
+from services.scalars.engine.jobs import Check
+from services.scalars.passes.inference import RunResult
+from services.scalars.requests.batches import Dependent, InferencePlan, layout_of
+from services.scalars.requests.selections import ComponentSpec, ResolvedSelection
+from services.scalars.requests.top_nodes import ResolvedTopNodes
+from services.scalars.vocabulary.node_directions import NodeDirections
+from services.scalars.vocabulary.remembered_lists import RememberedLists
+from services.scalars.vocabulary.scored_tokens import ScoredTokensSpec, Scoring, score
+from services.scalars.vocabulary.top_tokens import VocabularyProjection
+from services.scalars.vocabulary.vocabulary_lists import VocabularyLists
 
 HELD_BYTES = 512 << 20
 """Most that inferences which wait for each other may hold of their derived scalars."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from services.scalars.ablations import check_layer
 from services.scalars.autoencoders import AutoencoderSet
 from services.scalars.catalogue import Declaration, Requirement
 from services.scalars.catalogue.declaration import NodeRole
@@ -13,7 +12,8 @@ from services.scalars.deriving.config import DstConfig
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import ActivationLocationType, ModelShape
-from services.scalars.nodes import Node, resolve_node
+from services.scalars.passes.ablations import check_layer
+from services.scalars.passes.nodes import Node, resolve_node
 from shared.errors import InvalidArgument
 
 

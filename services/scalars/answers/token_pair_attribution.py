@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.scalars.answers.node_lists import NodeList
 from services.scalars.autoencoders import AutoencoderSet
 from services.scalars.deriving.differentiation import gradient
 from services.scalars.model.family import SubjectModel
@@ -24,9 +25,8 @@ from services.scalars.model.locations import (
 )
 from services.scalars.model.taps import RawTensorId
 from services.scalars.model.weights import lasting
-from services.scalars.node_directions import Captured, Layout
-from services.scalars.node_lists import NodeList
-from services.scalars.read_directions import lasting_indices
+from services.scalars.vocabulary.node_directions import Captured, Layout
+from services.scalars.vocabulary.read_directions import lasting_indices
 
 _LOCATIONS = (
     ActivationLocationType.RESID_DELTA_ATTN,

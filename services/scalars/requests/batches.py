@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.scalars.components import ComponentByTokenPairSpec, ResolvedComponent
-from services.scalars.derivation import RequestDerivers
-from services.scalars.inference import InferenceSpec, PreparedInference
-from services.scalars.model.subject import Subject
-from services.scalars.model.taps import RawTensorId
-from services.scalars.node_directions import Layout, NodeDirections
-from services.scalars.output_logits import NORMALIZED, ranks_one_token
-from services.scalars.resolving import Resolver
-from services.scalars.scored_tokens import ScoredTokensSpec
-from services.scalars.selections import ComponentSpec, ResolvedSelection, Selection
-from services.scalars.token_pair_attribution import (
+from services.scalars.answers.components import ComponentByTokenPairSpec, ResolvedComponent
+from services.scalars.answers.derivation import RequestDerivers
+from services.scalars.answers.output_logits import NORMALIZED, ranks_one_token
+from services.scalars.answers.token_pair_attribution import (
     TokenPairAttribution,
     TokenPairAttributionSpec,
 )
-from services.scalars.top_nodes import (
+from services.scalars.model.subject import Subject
+from services.scalars.model.taps import RawTensorId
+from services.scalars.passes.inference import InferenceSpec, PreparedInference
+from services.scalars.requests.resolving import Resolver
+from services.scalars.requests.selections import ComponentSpec, ResolvedSelection, Selection
+from services.scalars.requests.top_nodes import (
     MAX_NODES,
     ResolvedTopNodes,
     TopNodesSpec,
     too_many_nodes,
 )
-from services.scalars.vocabulary_lists import VocabularyLists
+from services.scalars.vocabulary.node_directions import Layout, NodeDirections
+from services.scalars.vocabulary.scored_tokens import ScoredTokensSpec
+from services.scalars.vocabulary.vocabulary_lists import VocabularyLists
 from shared.errors import InvalidArgument, ResourceExhausted
 
 MAX_SCORED = 500_000

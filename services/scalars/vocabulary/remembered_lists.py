@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from services.scalars.vocabulary_lists import TokenLists
+from services.scalars.vocabulary.vocabulary_lists import TokenLists
 
 _LIMIT_BYTES = 32 << 20
 _ENTRY_BYTES = 1000

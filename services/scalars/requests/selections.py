@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.scalars.ablations import check_layer
 from services.scalars.autoencoders import Autoencoder
 from services.scalars.catalogue import CATALOGUE, Declaration, Requirement
 from services.scalars.catalogue.availability import (
@@ -16,10 +15,11 @@ from services.scalars.catalogue.availability import (
     sizes_of,
 )
 from services.scalars.deriving.scalar_types import DerivedScalarType
-from services.scalars.inference import PreparedInference
 from services.scalars.model.locations import Dimension, LayerIndex, PassType
 from services.scalars.model.subject import Subject
-from services.scalars.selected_nodes import (
+from services.scalars.passes.ablations import check_layer
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.requests.selected_nodes import (
     ABOUT_ALL,
     NO_NODE,
     NodeSelection,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from services.scalars.inference import PreparedInference
 from services.scalars.model.locations import Dimension, LayerIndex, PassType
 from services.scalars.model.subject import Subject
-from services.scalars.selections import (
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.requests.selections import (
     ResolvedSelection,
     check_pass,
     find_scalar,

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.scalars.node_lists import NodeList
-from services.scalars.remembered_lists import RememberedLists
-from services.scalars.vocabulary_lists import TokenLists, VocabularyLists, VocabularySide
+from services.scalars.answers.node_lists import NodeList
+from services.scalars.vocabulary.remembered_lists import RememberedLists
+from services.scalars.vocabulary.vocabulary_lists import TokenLists, VocabularyLists, VocabularySide
 
 Column = NDArray[np.int64]
 _Number = TypeVar("_Number", bound=np.generic)

@@ -19,7 +19,13 @@ from torch import Tensor
 
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.weights import lasting
-from services.scalars.screening import BLOCK, RoundedMatrix, block_extrema, pays, screened
+from services.scalars.vocabulary.screening import (
+    BLOCK,
+    RoundedMatrix,
+    block_extrema,
+    pays,
+    screened,
+)
 
 _Lists = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 _SCORES_BYTES = 96 << 20

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.scalars.answers.node_lists import INDICES, NodeList, joined, no_nodes, united
 from services.scalars.deriving.activations import ActivationsAndMetadata
 from services.scalars.deriving.selection import (
     Extremes,
@@ -21,9 +22,8 @@ from services.scalars.deriving.selection import (
     top_of_several,
 )
 from services.scalars.model.locations import Dimension, LayerIndex, NodeType
-from services.scalars.node_lists import INDICES, NodeList, joined, no_nodes, united
-from services.scalars.selections import ResolvedSelection
-from services.scalars.top_nodes import TOKEN_DIMENSIONS, ResolvedTopNodes, TopNodesSpec
+from services.scalars.requests.selections import ResolvedSelection
+from services.scalars.requests.top_nodes import TOKEN_DIMENSIONS, ResolvedTopNodes, TopNodesSpec
 
 Scalars = Callable[[ResolvedSelection], ActivationsAndMetadata]
 """Gives a selection's tensors, by layer."""

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from services.scalars.inference import PreparedInference, RunResult
+from services.scalars.engine.reuse import RunKey
 from services.scalars.model.taps import RawTensorId
-from services.scalars.reuse import RunKey
+from services.scalars.passes.inference import PreparedInference, RunResult
 
 Result = TypeVar("Result")
 Check = Callable[[], None]

@@ -17,11 +17,11 @@ from services.scalars.autoencoders import AutoencoderSet
 from services.scalars.deriving.differentiation import gradient
 from services.scalars.deriving.indexing import NodeIndex
 from services.scalars.deriving.residual_points import ResidualPoint, leaving_last_layer
-from services.scalars.losses import Loss
 from services.scalars.model.blocks import ALL_PARTS, AttentionPart
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ModelShape
-from services.scalars.nodes import Node, NonlinearitySide, node_activation, resolve_node
+from services.scalars.passes.losses import Loss
+from services.scalars.passes.nodes import Node, NonlinearitySide, node_activation, resolve_node
 from shared.errors import InvalidArgument
 
 

@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.scalars.answers.node_lists import NodeList
+from services.scalars.answers.ranking import strongest_nodes
 from services.scalars.deriving.activations import ActivationsAndMetadata
-from services.scalars.inference import PreparedInference
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType, Dimension, PassType
 from services.scalars.model.taps import RawTensorId
 from services.scalars.model.weights import lasting
-from services.scalars.node_lists import NodeList
-from services.scalars.ranking import strongest_nodes
-from services.scalars.selections import ResolvedSelection
-from services.scalars.top_nodes import ResolvedTopNodes
+from services.scalars.passes.inference import PreparedInference
+from services.scalars.requests.selections import ResolvedSelection
+from services.scalars.requests.top_nodes import ResolvedTopNodes
 
 NORMALIZED = RawTensorId(ActivationLocationType.RESID_POST_FINAL_LAYER_NORM, None, PassType.FORWARD)
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.scalars.jobs import Waiting
-from services.scalars.reuse import RunKey
+from services.scalars.engine.jobs import Waiting
+from services.scalars.engine.reuse import RunKey
 
 _SHARE_OF_RUN = 0.05
 """Part of the time that recent runs took, beyond which nobody waits for company."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from services.scalars.catalogue import CATALOGUE, Requirement
-from services.scalars.components import (
+from services.scalars.answers.components import (
     ComponentByTokenPairSpec,
     ResolvedComponent,
     with_top_tokens,
 )
-from services.scalars.inference import InferenceSpec, PreparedInference
+from services.scalars.catalogue import CATALOGUE, Requirement
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject
-from services.scalars.node_directions import NodeDirections
-from services.scalars.selected_nodes import NodeSelection
-from services.scalars.selections import (
+from services.scalars.passes.inference import InferenceSpec, PreparedInference
+from services.scalars.requests.selected_nodes import NodeSelection
+from services.scalars.requests.selections import (
     ComponentSpec,
     DimensionRange,
     ResolvedSelection,
@@ -23,7 +22,8 @@ from services.scalars.selections import (
     resolve_component,
     resolve_selection,
 )
-from services.scalars.top_nodes import ResolvedTopNodes, TopNodesSpec, resolve_top_nodes
+from services.scalars.requests.top_nodes import ResolvedTopNodes, TopNodesSpec, resolve_top_nodes
+from services.scalars.vocabulary.node_directions import NodeDirections
 from shared.errors import InvalidArgument
 
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.scalars.answers.node_lists import NodeList
 from services.scalars.autoencoders import Autoencoder, AutoencoderSet
 from services.scalars.deriving.residual_points import entering_attention, entering_mlp
 from services.scalars.model.blocks import AttentionPart
@@ -21,10 +22,9 @@ from services.scalars.model.locations import (
     PassType,
 )
 from services.scalars.model.taps import RawTensorId
-from services.scalars.node_lists import NodeList
-from services.scalars.nodes import LATENT_TYPES
-from services.scalars.read_directions import head_reads, latent_reads, neuron_reads
-from services.scalars.scored_tokens import Directions, TokenScoring
+from services.scalars.passes.nodes import LATENT_TYPES
+from services.scalars.vocabulary.read_directions import head_reads, latent_reads, neuron_reads
+from services.scalars.vocabulary.scored_tokens import Directions, TokenScoring
 
 Column = NDArray[np.int64]
 Captured = Callable[[ActivationLocationType, LayerIndex], Tensor]

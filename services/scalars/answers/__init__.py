@@ -1,0 +1,1 @@
+"""What runs are derived into: tensors, strongest nodes, components, batches."""

@@ -1,0 +1,1 @@
+"""What callers ask for, checked against the model, the catalogue and their inference."""

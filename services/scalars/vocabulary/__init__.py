@@ -1,0 +1,1 @@
+"""Entries of the vocabulary that nodes write and read."""
