@@ -182,3 +182,64 @@ async def test_all_are_given_up_where_one_fails(subject: Subject) -> None:
             assert engine.waiting == 0
         finally:
             engine.close()
+
+
+def scored(
+    scalar_type: str, scoring: v1.TokenScoring, *ablations: neuropil.Ablation
+) -> v1.BatchDeriveRequest:
+    """Tokens scored for the nodes of one type that a single token has."""
+    specs = [
+        v1.NamedSpec(
+            name="top",
+            top_nodes=v1.TopNodesSpec(groups=groups({"activation": (scalar_type,)})),
+        ),
+        v1.NamedSpec(
+            name="tokens",
+            scored_tokens=v1.ScoredTokensSpec(scoring=scoring, token_count=3, depends_on="top"),
+        ),
+    ]
+    inference = v1.InferenceSpec(prompt="a", ablations=[each.message() for each in ablations])
+    return v1.BatchDeriveRequest(inferences=[v1.BatchInference(inference=inference, specs=specs)])
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [v1.TOKEN_SCORING_UPVOTED_OUTPUT_TOKENS, v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_ATTN_Q],
+)
+async def test_equal_indices_may_count_different_things(
+    subject: Subject, scoring: v1.TokenScoring
+) -> None:
+    """(0, 1) is a head at the first token, or at the first token pair."""
+    types = ("attn_write_norm", "attn_write_norm_per_sequence_token")
+    async with plane(subject) as alone:
+        expected = {
+            each: (await answers(alone, scored(each, scoring)))[0].results for each in types
+        }
+    tables = [set(each[0].top_nodes.nodes.tensor_indices) for each in expected.values()]
+    assert tables[0] == tables[1]
+    lists = [[len(node.top) for node in each[1].scored_tokens.nodes] for each in expected.values()]
+    read = scoring != v1.TOKEN_SCORING_UPVOTED_OUTPUT_TOKENS
+    assert (lists[0] != lists[1]) == read
+    for order in (types, types[::-1]):
+        async with plane(subject, reuse_bytes=1 << 26) as data_plane:
+            for each in order:
+                (found,) = await answers(data_plane, scored(each, scoring))
+                assert found.results == expected[each]
+
+
+@pytest.mark.parametrize("value", [1e10, 1e18, 1e20, 3e38])
+async def test_a_huge_residual_stream_spoils_no_later_call(subject: Subject, value: float) -> None:
+    """What neurons read is remembered for all prompts, whichever prompt asked for it first."""
+    scoring = v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_MLP
+    huge = neuropil.Ablation("resid.post_emb", None, [0, 0], value)
+    # What is not finite would not be listed.
+    finite = [
+        neuropil.Ablation("mlp.post_act", layer, [0, None], 1.0)
+        for layer in range(subject.model.shape.layers)
+    ]
+    async with plane(subject) as clean:
+        (expected,) = await answers(clean, scored("mlp_post_act", scoring))
+    async with plane(subject) as data_plane:
+        await answers(data_plane, scored("mlp_post_act", scoring, huge, *finite))
+        (found,) = await answers(data_plane, scored("mlp_post_act", scoring))
+    assert found.results == expected.results

@@ -169,7 +169,10 @@ class BatchWork:
             plan = self.plans[position]
             for name, spec in plan.specs.items():
                 if isinstance(spec, ScoredTokensSpec):
-                    key = ("scored", spec.scoring, spec.count, nodes[spec.depends_on].key)
+                    key = (
+                        *("scored", spec.scoring, spec.count),
+                        *_listed_key(plan.nodes_of(spec), nodes[spec.depends_on]),
+                    )
                     known = derivation.run.memo.get(key)
                     if known is not None:
                         mine[name] = known
@@ -226,7 +229,7 @@ class BatchWork:
                 listed = nodes[spec.depends_on]
                 return _remembered(
                     derivation.run,
-                    ("attributed", spec.count, listed.key),
+                    ("attributed", spec.count, *_listed_key(plan.nodes_of(spec), listed)),
                     lambda: self.tools.attribution.of(
                         spec,
                         listed,
@@ -258,6 +261,11 @@ def selected_tensors(selection: ResolvedSelection, derivation: Derivation) -> Se
 def _normalized(derivation: Derivation) -> Tensor:
     """The residual stream after the final layer norm, (T, D)."""
     return derivation.captured(NORMALIZED.location, NORMALIZED.layer)
+
+
+def _listed_key(top_nodes: ResolvedTopNodes, nodes: NodeList) -> tuple[object, ...]:
+    """The same for lists of the same nodes; equal indices may count different things."""
+    return (*layout_of(top_nodes).items(), nodes.key)
 
 
 def _remembered(

@@ -23,8 +23,13 @@ from services.scalars.model.locations import (
 )
 from services.scalars.model.taps import RawTensorId
 from services.scalars.passes.nodes import LATENT_TYPES
-from services.scalars.vocabulary.read_directions import head_reads, latent_reads, neuron_reads
-from services.scalars.vocabulary.scored_tokens import Directions, TokenScoring
+from services.scalars.vocabulary.read_directions import (
+    head_reads,
+    latent_reads,
+    neuron_read_directions,
+    neuron_reads,
+)
+from services.scalars.vocabulary.scored_tokens import Directions, TokenScoring, lengths
 
 Column = NDArray[np.int64]
 Captured = Callable[[ActivationLocationType, LayerIndex], Tensor]
@@ -184,18 +189,20 @@ class NodeDirections:
         self, node_type: NodeType, layer: int, positions: Column, indices: Column, residual: Tensor
     ) -> Directions:
         tokens, which = indices[:, 0], indices[:, 1]
-        neuron = node_type is NodeType.MLP_NEURON
-        if neuron:
-            vectors = neuron_reads(self._model, layer, residual, tokens, which)
-        else:
-            autoencoder = self._autoencoders.for_node_type(node_type)
-            if autoencoder is None:
-                raise ValueError(f"no autoencoder has the nodes {node_type.value}")
-            vectors = latent_reads(self._model, autoencoder, layer, residual, tokens, which)
-        # The layer norm's scale alone makes a neuron's differ from token to token.
-        index = which[:, None] if neuron else indices
-        keys = [(layer, node_type, *each) for each in index.tolist()]
-        return _read(positions, keys, vectors, constant=neuron)
+        if node_type is NodeType.MLP_NEURON:
+            # The layer norm's scale alone makes a neuron's differ from token to token.
+            return Directions(
+                positions,
+                [(layer, node_type, each) for each in which.tolist()],
+                lambda some: neuron_read_directions(self._model, layer, residual, which[some]),
+                lengths(neuron_reads(self._model, layer, residual, tokens, which)),
+                constant=True,
+            )
+        autoencoder = self._autoencoders.for_node_type(node_type)
+        if autoencoder is None:
+            raise ValueError(f"no autoencoder has the nodes {node_type.value}")
+        vectors = latent_reads(self._model, autoencoder, layer, residual, tokens, which)
+        return _read(positions, [(layer, node_type, *each) for each in indices.tolist()], vectors)
 
     def _head_read(
         self,
@@ -208,7 +215,7 @@ class NodeDirections:
         pairs, heads = indices[:, :2], indices[:, 2]
         vectors = head_reads(self._model, _PARTS[scoring], layer, residual, pairs, heads)
         keys = [(layer, "head", *each) for each in indices.tolist()]
-        return _read(positions, keys, vectors, constant=False)
+        return _read(positions, keys, vectors)
 
 
 def _indices(given: Column, dimensions: tuple[Dimension, ...]) -> Column:
@@ -245,19 +252,17 @@ def _located(
         positions,
         keys,
         lambda some: vectors[chosen[torch.from_numpy(some).to(vectors.device)]],
-        active.float() * vectors.float().norm(dim=1)[chosen],
+        active.float() * lengths(vectors)[chosen],
         constant,
     )
 
 
-def _read(
-    positions: Column, keys: Sequence[Hashable], vectors: Tensor, *, constant: bool
-) -> Directions:
-    """Nodes that read a vector each."""
+def _read(positions: Column, keys: Sequence[Hashable], vectors: Tensor) -> Directions:
+    """Nodes that read a vector each, which depends on the run."""
     return Directions(
         positions,
         keys,
         lambda some: vectors[torch.from_numpy(some).to(vectors.device)],
-        vectors.float().norm(dim=1),
-        constant,
+        lengths(vectors),
+        constant=False,
     )

@@ -42,6 +42,19 @@ def neuron_reads(
     return gradient(total, residual[torch.from_numpy(tokens).to(residual.device)])
 
 
+def neuron_read_directions(
+    model: SubjectModel, layer: int, like: Tensor, neurons: Column
+) -> Tensor:
+    """The same (m, D) times a positive number each that depends on the weights alone.
+
+    Taken where the layer norm's scale is about 1, in the type and on the device of `like`. At a
+    token whose residual stream is huge, a gradient is too small to have a direction.
+    """
+    rows = like.new_ones((len(neurons), like.shape[1]))
+    rows[:, ::2] = -1
+    return neuron_reads(model, layer, rows, np.arange(len(neurons)), neurons)
+
+
 def latent_reads(
     model: SubjectModel,
     autoencoder: Autoencoder,

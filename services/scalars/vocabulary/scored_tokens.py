@@ -153,11 +153,21 @@ def _key(request: Scoring, number: int, directions: Directions, key: Hashable) -
     return (side, key) if directions.constant else (side, key, id(request), number)
 
 
+def lengths(vectors: Tensor) -> Tensor:
+    """The lengths of rows, (m,) in float32."""
+    return _lengths(vectors).float()
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    # The squares of what a huge residual stream leaves of a gradient are 0 in single precision.
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+    return found
+
+
 def _unit(vectors: Tensor) -> Tensor:
     """The same directions with length 1; 0 where there is no direction."""
-    vectors = vectors.float()
-    lengths = vectors.norm(dim=1, keepdim=True)
-    unit = vectors / torch.where(lengths == 0, 1.0, lengths)
+    length = _lengths(vectors)[:, None]
+    unit = (vectors / torch.where(length == 0, 1.0, length)).float()
     # A direction that is no number has no scores; elsewhere it would spread over its neighbours.
     return torch.where(unit.isfinite().all(dim=1, keepdim=True), unit, 0.0)
 
