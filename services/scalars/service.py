@@ -118,7 +118,9 @@ class DerivedScalarsService:
         self, request: scalars.BatchDeriveRequest, context: Any
     ) -> AsyncIterator[scalars.BatchDeriveResponse]:
         """Several inferences, with several requests on each."""
-        answers = await self._data_plane.derive_batch(convert.batch_inferences(request))
+        answers = await self._data_plane.derive_batch(
+            convert.batch_inferences(request, self._max_message_bytes)
+        )
         vocabulary = self._data_plane.subject.tokenizer.strings
         for position, answer in enumerate(answers):
             yield await asyncio.to_thread(

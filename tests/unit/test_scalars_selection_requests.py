@@ -257,3 +257,19 @@ def test_top_nodes(subject: Subject) -> None:
         str(MAX_NODES),
         kind=ResourceExhausted,
     )
+    alike = TopNodesSpec(
+        (group("attn_write_norm"), group("attn_write_norm_per_sequence_token", name="activation"))
+    )
+    # As large for a single token, but what its second index counts is not the same.
+    for number in (1, 2):
+        refused(
+            lambda number=number: resolve_top_nodes(  # type: ignore[misc]
+                alike,
+                subject,
+                PreparedInference((0,) * number, (), None),
+                field="spec",
+                inference_field="",
+            ),
+            "spec.groups[1].derived_scalar_types[0]",
+            "not indexed as",
+        )

@@ -24,8 +24,8 @@ from services.scalars.convert.answers import (
     token_pair_sequences,
     top_nodes,
 )
+from services.scalars.requests.batches import answers_too_large
 from services.scalars.vocabulary.scored_tokens import ScoredTokens
-from shared.errors import ResourceExhausted
 
 
 def batch_response(
@@ -42,13 +42,7 @@ def batch_response(
     size = response.ByteSize()
     if size > max_bytes:
         largest = max(response.results, key=lambda each: each.ByteSize())
-        raise ResourceExhausted(
-            f"the answers of this inference take {size} bytes, most of them those of "
-            f"{largest.name!r}; a message holds {max_bytes}. Ask for less, or in several calls",
-            field=f"inferences[{position}].specs",
-            reason="REQUEST_TOO_LARGE",
-            metadata={"bytes": str(size), "limit_bytes": str(max_bytes)},
-        )
+        raise answers_too_large(size, largest.name, max_bytes, f"inferences[{position}].specs")
     return response
 
 

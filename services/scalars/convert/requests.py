@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from neuropil import names
+from neuropil.channel import DEFAULT_MESSAGE_BYTES
 from neuropil.common import v1 as common
 from neuropil.scalars import v1 as scalars
 from services.scalars.answers.components import ComponentByTokenPairSpec
@@ -183,8 +184,10 @@ def component_by_token_pair_spec(
     )
 
 
-def batch_inferences(request: scalars.BatchDeriveRequest) -> list[BatchInference]:
-    """Inferences with their named requests."""
+def batch_inferences(
+    request: scalars.BatchDeriveRequest, message_bytes: int = DEFAULT_MESSAGE_BYTES
+) -> list[BatchInference]:
+    """Inferences with their named requests, each answered in a message of so many bytes."""
     found = []
     for position, each in enumerate(request.inferences):
         here = f"inferences[{position}]"
@@ -197,7 +200,8 @@ def batch_inferences(request: scalars.BatchDeriveRequest) -> list[BatchInference
             for number, named in enumerate(each.specs)
         )
         field = f"{here}.inference"
-        found.append(BatchInference(inference_spec(each.inference, field), specs, field))
+        spec = inference_spec(each.inference, field)
+        found.append(BatchInference(spec, specs, field, message_bytes))
     return found
 
 

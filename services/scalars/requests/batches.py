@@ -67,11 +67,16 @@ class NamedSpec:
 
 @dataclass(frozen=True)
 class BatchInference:
-    """An inference and what is asked of it. `field` is where the inference stands in the call."""
+    """An inference and what is asked of it. `field` is where the inference stands in the call.
+
+    `message_bytes` is what the one message holds that all answers are sent in, in which the layers
+    of a selection are one tensor; None where each tensor is sent by itself.
+    """
 
     inference: InferenceSpec
     specs: tuple[NamedSpec, ...]
     field: str
+    message_bytes: int | None = None
 
 
 ResolvedSpec = ResolvedSelection | ResolvedComponent | ResolvedTopNodes | Dependent
@@ -173,6 +178,7 @@ class Planner:
             plan.extra_bytes += derived
             # What it is derived from is about as large.
             plan.held_bytes += 2 * derived
+        _check_message(inference, plan)
         return plan
 
     def _resolve(
@@ -225,6 +231,47 @@ class Planner:
                 plan.captures |= self._attribution.captures(layout)
                 plan.extra_bytes += 8 * nodes * (width + len(plan.prepared.tokens))
         return projected
+
+
+def _check_message(inference: BatchInference, plan: InferencePlan) -> None:
+    """Refuses tensors that one message can't hold, before anything is derived."""
+    if inference.message_bytes is None:
+        return
+    sizes = {}
+    for each in inference.specs:
+        resolved = plan.specs[each.name]
+        if isinstance(resolved, ResolvedSelection):
+            _check_one_tensor(resolved, each.field)
+            sizes[each.name] = resolved.answer_bytes
+    if sum(sizes.values()) > inference.message_bytes:
+        raise answers_too_large(
+            sum(sizes.values()),
+            max(sizes, key=lambda name: sizes[name]),
+            inference.message_bytes,
+            f"{inference.field.rpartition('.')[0]}.specs",
+        )
+
+
+def _check_one_tensor(selection: ResolvedSelection, field: str) -> None:
+    shapes = sorted(set(selection.cut_shapes))
+    if len(shapes) > 1:
+        raise InvalidArgument(
+            f"the layers of {selection.dst.name} have the shapes {', '.join(map(str, shapes))}, "
+            "which don't fit into one tensor; name layers of one shape, cut them to a range that "
+            "all have, or use Derive",
+            field=f"{field}.layer_indices",
+        )
+
+
+def answers_too_large(size: int, largest: str, limit: int, field: str) -> ResourceExhausted:
+    """The refusal of answers of an inference that one message can't hold."""
+    return ResourceExhausted(
+        f"the answers of this inference take {size} bytes, most of them those of {largest!r}; "
+        f"a message holds {limit}. Ask for less, or in several calls",
+        field=field,
+        reason="REQUEST_TOO_LARGE",
+        metadata={"bytes": str(size), "limit_bytes": str(limit)},
+    )
 
 
 def _check_names(inference: BatchInference) -> None:

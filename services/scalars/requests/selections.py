@@ -79,6 +79,22 @@ class ResolvedSelection:
         return tuple(max(sizes) for sizes in zip(*self.shapes, strict=True))
 
     @property
+    def cut_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the answered tensors, layer by layer."""
+        return tuple(
+            tuple(
+                len(range(*part.indices(size)))
+                for part, size in zip(self.slices, shape, strict=True)
+            )
+            for shape in self.shapes
+        )
+
+    @property
+    def answer_bytes(self) -> int:
+        """Size of the answered tensors."""
+        return sum(4 * math.prod(shape) for shape in self.cut_shapes)
+
+    @property
     def n_bytes(self) -> int:
         """Size of the uncut tensors at all layers; for edges, of what one layer's take besides."""
         sizes = [4 * math.prod(shape) for shape in self.shapes]
@@ -360,7 +376,9 @@ def resolve_component(
     check_exists_at(declaration, spec.layer_index, autoencoder, latent, here)
     sizes = sizes_of(declaration, shape, len(prepared.tokens), autoencoder, spec.layer_index)
     index = spec.component_index
-    if dst.dimensions[-1] is Dimension.SINGLETON and latent is not None and index == latent.latent:
+    of_latent = Requirement.WITHIN_LAYER_LATENT in declaration.requirements
+    alone = of_latent and dst.dimensions[-1] is Dimension.SINGLETON
+    if alone and latent is not None and index == latent.latent:
         # What is derived of one latent alone has it as its only component.
         index = 0
     if not 0 <= index < sizes[-1]:

@@ -187,7 +187,9 @@ def _check_groups(
                 field=f"{here}.derived_scalar_types",
             )
         for index, (each, other) in enumerate(zip(members, first, strict=True)):
-            if (each.shapes, each.layers) != (other.shapes, other.layers):
+            # Dimensions too: those of a single token have equal sizes.
+            mine, theirs = ((one.dst.dimensions, one.shapes, one.layers) for one in (each, other))
+            if mine != theirs:
                 raise InvalidArgument(
                     f"{each.dst.name} is not indexed as {other.dst.name} is, so that their nodes "
                     "can't be united",
