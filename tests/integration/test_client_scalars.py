@@ -182,6 +182,28 @@ async def test_tensors_of_edges_and_slices(client: neuropil.Client, scalars: Ten
     assert read.activation_index.tensor_indices[1].index == 3
 
 
+async def test_a_single_one_need_not_be_in_a_list(
+    client: neuropil.Client, scalars: Tensors
+) -> None:
+    loss = neuropil.Loss("logit_diff", " the", " cat")
+    derived = await call(client.scalars.derive, "a", "mlp_write_norm", layers=4, loss=loss)
+    assert derived["mlp_write_norm", 4].shape == (2, 3)
+    await call(client.scalars.derive, "a", neuropil.TensorSpec("logits"))
+    by_name, by_spec = scalars.requests
+    assert list(by_name.inference.loss.target_tokens) == [" the"]
+    assert list(by_name.inference.loss.distractor_tokens) == [" cat"]
+    assert list(by_name.selections[0].layer_indices) == [4]
+    assert len(by_spec.selections) == 1
+    top, listed = (
+        neuropil.TopNodesSpec({"write_norm": types}, sum_dimensions=dimensions).message()
+        for types, dimensions in (
+            ("mlp_write_norm", "sequence_tokens"),
+            (["mlp_write_norm"], ["sequence_tokens"]),
+        )
+    )
+    assert top == listed
+
+
 async def test_a_batch_has_specs_of_every_kind(client: neuropil.Client, scalars: Tensors) -> None:
     specs = {
         "top": neuropil.TopNodesSpec(

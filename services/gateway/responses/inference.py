@@ -53,7 +53,10 @@ class InferenceAndTokenData(Answer):
 
 
 class TopTokens(Answer):
-    """Vocabulary entries that a component's write promotes and suppresses most."""
+    """Vocabulary entries that a component promotes and suppresses most when it is active.
+
+    Where its activation at the first token is negative, `top` has the smallest scores.
+    """
 
     top: list[TokenAndScalar]
     bottom: list[TokenAndScalar]

@@ -16,10 +16,10 @@ class Loss:
 
     kind: str
     """logit_diff, logit_minus_mean, probs or zero."""
-    targets: Sequence[str] = ()
-    """Strings that each are one token."""
-    distractors: Sequence[str] = ()
-    """Strings that each are one token; logit_diff only."""
+    targets: str | Sequence[str] = ()
+    """Strings that each are one token; a single one need not be in a list."""
+    distractors: str | Sequence[str] = ()
+    """The same; logit_diff only."""
     position: int | None = None
     """The token whose logits count, from 0, or from -1 at the end; None means the last."""
 
@@ -31,8 +31,8 @@ class Loss:
         """
         return v1.LossFunction(
             kind=names.LOSS_KINDS.value(self.kind),
-            target_tokens=self.targets,
-            distractor_tokens=self.distractors,
+            target_tokens=names.several(self.targets),
+            distractor_tokens=names.several(self.distractors),
             position=self.position,
         )
 
@@ -154,7 +154,8 @@ class Inference:
     ablations: Sequence[Ablation] = ()
     """Applied in this order."""
     within_layer_gradient: Activation | None = None
-    """Latents that are attributed to the attention of their own layer."""
+    """A latent, at all tokens, that is attributed to the attention of its own layer: for example
+    ``Activation("online_attention_autoencoder_latent", 1, [None, 2])``."""
     prepend_beginning_token: bool = False
     """Whether the model family's beginning token comes before the prompt."""
 

@@ -66,12 +66,16 @@ class VocabularyScore:
 
 @dataclass(frozen=True)
 class TopTokens:
-    """Entries of the vocabulary that a node promotes, or reads, most and least."""
+    """Entries of the vocabulary that a node promotes, or reads, most and least.
+
+    Of a component whose activation at token 0 is negative, the lists are exchanged: `top` is what
+    it promotes when it is active, which its write there suppresses, with negative scores.
+    """
 
     top: list[VocabularyScore]
-    """Largest first."""
+    """Largest first; where the lists are exchanged, smallest first."""
     bottom: list[VocabularyScore]
-    """Smallest first."""
+    """Smallest first; where the lists are exchanged, largest first."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ class TensorSpec:
     """A whole tensor, or a slice of it; in a batch its layers come along a first dimension."""
 
     scalar_type: str
-    layers: Sequence[int] = ()
-    """All where none are named."""
+    layers: int | Sequence[int] = ()
+    """One, or several; all where none are named."""
     pass_type: str = "forward"
     ranges: Mapping[str, tuple[int, int | None]] | None = None
     """Start and stop by dimension, for example ``{"sequence_tokens": (0, 4)}``."""
@@ -38,7 +38,7 @@ class TensorSpec:
         return v1.ScalarSelection(
             derived_scalar_type=names.DERIVED_SCALAR_TYPES.value(self.scalar_type),
             pass_type=names.PASS_TYPES.value(self.pass_type),
-            layer_indices=self.layers,
+            layer_indices=[self.layers] if isinstance(self.layers, int) else self.layers,
             ranges=[
                 v1.DimensionRange(dimension=names.DIMENSIONS.value(name), start=start, stop=stop)
                 for name, (start, stop) in (self.ranges or {}).items()
@@ -67,7 +67,7 @@ class ComponentSpec:
     component_index: int
     pass_type: str = "forward"
     top_tokens: int = 0
-    """Also this many vocabulary entries that its write promotes and suppresses most."""
+    """Also this many vocabulary entries that it promotes and suppresses most: see `TopTokens`."""
 
     def message(self) -> v1.ComponentSpec:
         """As the contract says it.
@@ -116,8 +116,9 @@ class TopNodesSpec:
     In a batch, specs of the same name list the same nodes: those of any inference.
     """
 
-    groups: Mapping[str, Sequence[str]]
-    """Scalar types by group; all groups hold the same kinds of nodes in the same order."""
+    groups: Mapping[str, str | Sequence[str]]
+    """Scalar types by group, one or several; all groups hold the same kinds of nodes in the same
+    order."""
     count: int | None = 10
     """This many of the largest and of the smallest of each type; None means every node."""
     token_index: int | None = None
@@ -127,7 +128,7 @@ class TopNodesSpec:
     exclude_bottom: bool = False
     """Whether to leave out the smallest."""
     pass_type: str = "forward"
-    sum_dimensions: Sequence[str] | None = None
+    sum_dimensions: str | Sequence[str] | None = None
     """Dimensions that the sums keep; None means those of tokens."""
 
     def message(self) -> v1.TopNodesSpec:
@@ -141,7 +142,8 @@ class TopNodesSpec:
                 v1.ScalarGroup(
                     group_id=names.GROUP_IDS.value(group),
                     derived_scalar_types=[
-                        names.DERIVED_SCALAR_TYPES.value(name) for name in scalar_types
+                        names.DERIVED_SCALAR_TYPES.value(name)
+                        for name in names.several(scalar_types)
                     ],
                 )
                 for group, scalar_types in self.groups.items()
@@ -155,7 +157,9 @@ class TopNodesSpec:
         if self.sum_dimensions is not None:
             # Set although it may be empty: to keep none is not to leave it to the service.
             spec.sum_dimensions.SetInParent()
-            spec.sum_dimensions.dimensions.extend(map(names.DIMENSIONS.value, self.sum_dimensions))
+            spec.sum_dimensions.dimensions.extend(
+                map(names.DIMENSIONS.value, names.several(self.sum_dimensions))
+            )
         return spec
 
     def add_to(self, spec: v1.NamedSpec) -> None:

@@ -60,9 +60,9 @@ class ScalarsClient:
     def derive(
         self,
         prompt: str | Inference,
-        scalar_types: Sequence[str | TensorSpec],
+        scalar_types: str | TensorSpec | Sequence[str | TensorSpec],
         *,
-        layers: Sequence[int] = (),
+        layers: int | Sequence[int] = (),
         loss: Loss | None = None,
         trace: Trace | None = None,
         ablations: Sequence[Ablation] = (),
@@ -70,9 +70,12 @@ class ScalarsClient:
     ) -> DerivedScalars:
         """Derive whole tensors for a prompt, all layers unless some are named.
 
-        `layers` and `pass_type` are for the scalar types that are given by name; a `TensorSpec` has
-        its own. A type may be asked for once; `batch` has no such limit.
+        A single scalar type, or layer, need not be in a list. `layers` and `pass_type` are for the
+        scalar types that are given by name; a `TensorSpec` has its own. A type may be asked for
+        once; `batch` has no such limit.
         """
+        if isinstance(scalar_types, str | TensorSpec):
+            scalar_types = [scalar_types]
         specs = [
             TensorSpec(each, layers=layers, pass_type=pass_type) if isinstance(each, str) else each
             for each in scalar_types
@@ -111,7 +114,8 @@ class ScalarsClient:
     ) -> ComponentScalars:
         """The scalars of one neuron, head or latent at every token.
 
-        With `top_tokens` also that many entries of the vocabulary that it promotes and suppresses.
+        With `top_tokens` also that many entries of the vocabulary that it promotes and suppresses
+        most: see `TopTokens` for their order.
         """
         spec = ComponentSpec(scalar_type, layer_index, component_index, pass_type, top_tokens)
         request = v1.DeriveComponentRequest(
@@ -132,7 +136,11 @@ class ScalarsClient:
         trace: Trace | None = None,
         ablations: Sequence[Ablation] = (),
     ) -> TokenPairSequence:
-        """The scalars of one head, or of one latent, at every token pair."""
+        """The scalars of one head, or of one latent, at every token pair.
+
+        The type is indexed by query, key and component: ``unflattened_attn_write_norm``, for
+        example. One that is flattened, as ``attn_write_norm``, is for `component`.
+        """
         request = v1.DeriveComponentByTokenPairRequest(
             inference=_inference(prompt, loss, trace, ablations).message(),
             spec=TokenPairSpec(scalar_type, layer_index, component_index).message(),
@@ -144,7 +152,7 @@ class ScalarsClient:
     def top_nodes(
         self,
         prompt: str | Inference,
-        groups: Mapping[str, Sequence[str]],
+        groups: Mapping[str, str | Sequence[str]],
         *,
         count: int = 10,
         loss: Loss | None = None,

@@ -140,4 +140,9 @@ def component_id(
 
 def dataset_names(datasets: str | Sequence[str]) -> list[str]:
     """Names of datasets; one alone need not be in a list."""
-    return [datasets] if isinstance(datasets, str) else list(datasets)
+    return several(datasets)
+
+
+def several(strings: str | Sequence[str]) -> list[str]:
+    """Strings of which one alone need not be in a list: it is not taken letter by letter."""
+    return [strings] if isinstance(strings, str) else list(strings)
