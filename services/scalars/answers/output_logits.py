@@ -7,7 +7,8 @@ from the residual stream after the final layer norm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from services.scalars.model.weights import lasting
 from services.scalars.passes.inference import PreparedInference
 from services.scalars.requests.selections import ResolvedSelection
 from services.scalars.requests.top_nodes import ResolvedTopNodes
+
+_ROWS_AT_ONCE = 2048
 
 NORMALIZED = RawTensorId(ActivationLocationType.RESID_POST_FINAL_LAYER_NORM, None, PassType.FORWARD)
 
@@ -49,6 +52,7 @@ class OutputLogits:
 
     model: SubjectModel
     _total: Tensor | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def strongest(self, resolved: ResolvedTopNodes, normalized: Tensor) -> NodeList:
         """The nodes that a request lists, given the normalised residual stream (T, D)."""
@@ -78,12 +82,20 @@ class OutputLogits:
         self, resolved: ResolvedTopNodes, normalized: Tensor
     ) -> dict[tuple[str, str], NDArray[np.float32]]:
         """Sums of all logits over the vocabulary, and over tokens where these are not kept."""
-        if self._total is None:
-            with lasting():
-                self._total = self.model.write.unembedding.sum(dim=0, dtype=torch.float64)
-        by_token = normalized.double() @ self._total
+        by_token = normalized.double() @ self.summed_unembedding()
         kept = resolved.spec.sum_dimensions
         if kept is not None and Dimension.SEQUENCE_TOKENS not in kept:
             by_token = by_token.sum()
         found = by_token.float().cpu().numpy()
         return {(group.group_id, "logits"): found for group in resolved.spec.groups}
+
+    def summed_unembedding(self) -> Tensor:
+        """The sum of all rows of the unembedding, (D,) in float64."""
+        # Threads that derive side by side both come here first.
+        with self._lock:
+            if self._total is None:
+                with lasting():
+                    # In parts: the sum converts what it is given, which is twice the matrix.
+                    parts = torch.split(self.model.write.unembedding, _ROWS_AT_ONCE)
+                    self._total = torch.stack([each.double().sum(dim=0) for each in parts]).sum(0)
+            return self._total

@@ -53,14 +53,16 @@ class RoundedMatrix:
         """Rounds a float32 matrix."""
         with lasting():
             rounded = matrix.to(torch.bfloat16)
-            lengths, errors = [], []
+            lengths, errors = matrix.new_empty(2, len(matrix))
+            # In one place: small results between large ones would leave holes in the memory.
+            difference = matrix.new_empty(_CHUNK, matrix.shape[1])
             for first in range(0, len(matrix), _CHUNK):
-                rows = matrix[first : first + _CHUNK]
-                lengths.append(rows.norm(dim=1))
-                errors.append((rows - rounded[first : first + _CHUNK].float()).norm(dim=1))
-            return cls(
-                matrix, rounded, _block_maxima(torch.cat(lengths)), _block_maxima(torch.cat(errors))
-            )
+                some = slice(first, first + _CHUNK)
+                rows = matrix[some]
+                lost = torch.sub(rows, rounded[some], out=difference[: len(rows)])
+                torch.linalg.vector_norm(rows, dim=1, out=lengths[some])
+                torch.linalg.vector_norm(lost, dim=1, out=errors[some])
+            return cls(matrix, rounded, _block_maxima(lengths), _block_maxima(errors))
 
 
 def _block_maxima(values: Tensor) -> Tensor:
@@ -162,16 +164,11 @@ def _exact(
     possible = known & (rounded + bound[block, column][:, None] >= least[column][:, None])
     entry = rows[possible]
     column = column[:, None].expand_as(rows)[possible]
-    products = torch.cat(
-        [
-            torch.linalg.vecdot(
-                matrix.exact[entry[first : first + _ROWS_AT_ONCE]],
-                directions[column[first : first + _ROWS_AT_ONCE]],
-            )
-            for first in range(0, len(entry), _ROWS_AT_ONCE)
-        ]
-        or [directions.new_empty(0)]
-    )
+    products = directions.new_empty(len(entry))
+    for start in range(0, len(entry), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        rows_of_entries = matrix.exact[entry[some]]
+        torch.linalg.vecdot(rows_of_entries, directions[column[some]], out=products[some])
     ids, values = entry.cpu().numpy(), products.cpu().numpy()
     columns = column.cpu().numpy()
     order = np.lexsort((-sign * values, columns))
