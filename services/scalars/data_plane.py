@@ -194,6 +194,8 @@ class DataPlane:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # The trace of an error holds this frame, and its task the error.
+            tasks.clear()
 
     def _inference_result(self, prepared: PreparedInference, run: RunResult) -> InferenceResult:
         return InferenceResult(

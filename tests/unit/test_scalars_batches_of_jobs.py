@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from services.scalars.engine import batches_of_jobs
 from services.scalars.engine.batches_of_jobs import end_backward_pass
 from services.scalars.engine.queueing import BatchLimits
 from services.scalars.engine.worker import Check, Engine, Job
 from services.scalars.model.locations import ActivationLocationType, PassType
 from services.scalars.model.subject import Subject, load_subject
-from services.scalars.model.taps import RawTensorId
+from services.scalars.model.taps import RawTensorId, Taps
+from services.scalars.passes import inference as passes
 from services.scalars.passes.inference import (
     InferenceSpec,
     PreparedInference,
@@ -199,6 +202,64 @@ async def test_a_derivation_that_fails_does_so_alone(
     )
     assert [isinstance(each, ZeroDivisionError) for each in found] == [False, True, False, True]
     assert all(CAPTURE in found[index] for index in (0, 2))
+
+
+async def test_what_failed_holds_no_tensors(
+    subject: Subject, inferences: list[PreparedInference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even until garbage is collected, neither of a derivation nor of a run."""
+    held: list[weakref.ref[object]] = []
+
+    def fail(run: RunResult, check: Check) -> None:
+        held.append(weakref.ref(run.raw_store))
+        raise ZeroDivisionError("a defect")
+
+    class WatchedTaps(Taps):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            held.append(weakref.ref(self))
+
+    monkeypatch.setattr(passes, "Taps", WatchedTaps)
+    impossible = replace(inferences[1], tokens=(subject.model.shape.vocab_size + 7,))
+    engine = Engine(subject.model, reuse_bytes=0)
+    gc.collect()
+    gc.disable()
+    try:
+        for prepared, error in ((inferences[0], ZeroDivisionError), (impossible, IndexError)):
+            with pytest.raises(error) as caught:
+                await engine.run(Job(prepared, [CAPTURE, GRADIENT], fail))
+            # What a log tells of it.
+            assert "run_rows" in caught.value.__notes__[0] or "fail" in caught.value.__notes__[0]
+            del caught
+            await until(lambda: all(each() is None for each in held))
+    finally:
+        gc.enable()
+        engine.close()
+    assert len(held) == 3
+
+
+async def test_the_memory_of_a_batch_is_free_before_anything_is_derived(
+    engine: Engine, inferences: list[PreparedInference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[StorageWeakRef] = []
+
+    def run_rows(*arguments: Any) -> list[RunResult]:
+        results = passes.run_rows(*arguments)
+        for result in results if len(results) > 1 else ():
+            packed.extend(
+                StorageWeakRef(each.untyped_storage())  # type: ignore[no-untyped-call]
+                for each in result.raw_store.tensors.values()
+            )
+        return results
+
+    monkeypatch.setattr(batches_of_jobs, "run_rows", run_rows)
+
+    def are_gone(run: RunResult, check: Check) -> list[bool]:
+        return [each.expired() for each in packed]  # type: ignore[no-untyped-call]
+
+    jobs = [Job(each, [CAPTURE, GRADIENT], are_gone) for each in inferences]
+    found = await together(engine, jobs)
+    assert found == [[True] * 8] * 4
 
 
 async def test_a_row_that_cannot_be_run_fails_alone(

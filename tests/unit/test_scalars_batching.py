@@ -120,6 +120,18 @@ def test_what_needs_no_run_goes_first_and_alone() -> None:
     assert len(queue) == 2
 
 
+def test_what_needs_no_run_passes_the_oldest_by_once() -> None:
+    queue = JobQueue(BatchLimits(), limit=10)
+    cold = [waiting(number) for number in range(2)]
+    for each in cold:
+        queue.put(each)
+    for number in range(2):
+        hot = waiting(7)
+        queue.put(hot)
+        assert take(queue, at_hand={7}) == ([hot] if number == 0 else [hot, *cold])
+    assert len(queue) == 0
+
+
 def test_what_nobody_waits_for_is_handed_out_to_be_dropped() -> None:
     queue = JobQueue(BatchLimits(), limit=10)
     jobs = [waiting(1), waiting(2, deadline=time.monotonic() - 1), waiting(3)]

@@ -185,6 +185,32 @@ async def test_running_out_of_memory_is_survived(
     assert await engine.run(Job(prepared, [CAPTURE], lambda run, check: 1)) == 1
 
 
+async def test_a_device_that_cannot_tell_its_memory_still_answers(
+    engine: Engine, prepared: PreparedInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(device: torch.device) -> int:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(admission, "free_bytes", fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            async with asyncio.timeout(20):
+                await engine.run(Job(prepared, [CAPTURE], lambda run, check: 1))
+    monkeypatch.undo()
+    assert await engine.run(Job(prepared, [CAPTURE], lambda run, check: 1)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_nobody_waits_for_a_worker_that_ended(
+    engine: Engine, prepared: PreparedInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "free_bytes", lambda device: [][0])
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(20):
+                await engine.run(Job(prepared, [CAPTURE], lambda run, check: 1))
+
+
 async def test_closing_ends_what_waits(subject: Subject, prepared: PreparedInference) -> None:
     engine, gate = Engine(subject.model), Gate()
     running = asyncio.create_task(engine.run(Job(prepared, [CAPTURE], gate.derive)))

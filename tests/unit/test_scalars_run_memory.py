@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from services.scalars.answers.output_logits import OutputLogits
 from services.scalars.autoencoders import NO_AUTOENCODERS, AutoencoderSet
 from services.scalars.deriving.indexing import NodeIndex
+from services.scalars.engine.jobs import Abandoned
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import NodeType, PassType
@@ -171,6 +176,9 @@ def test_nothing_is_left_behind(models: dict[str, SubjectModel]) -> None:
     ablated = Overwrite(RawTensorId(Location.MLP_POST_ACT, 1, BACKWARD), (0, 0), 1.0)
     row = Row(PreparedInference(TOKENS, (ablated,), LOSS), every_target(AUTOENCODERS))
 
+    def abandon() -> None:
+        raise Abandoned
+
     def tensors() -> int:
         return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
@@ -185,9 +193,21 @@ def test_nothing_is_left_behind(models: dict[str, SubjectModel]) -> None:
         assert tensors() > before
         del results, captured
         assert tensors() == before
+        # Nor one of a run that ended between its passes.
+        with pytest.raises(Abandoned):
+            run_rows(model, [replace(row, check=abandon)] * 2, AUTOENCODERS)
+        assert tensors() == before
     finally:
         gc.enable()
     assert not model.token_embedding.requires_grad
     for weight in (*model.write.mlp, *model.write.attn, model.write.unembedding):
         assert not weight.requires_grad
         assert weight.grad is None
+
+
+def test_sums_of_logits_copy_no_vocabulary() -> None:
+    unembedding, normalized = torch.randn(40_000, 16), torch.randn(3, 16)
+    model = cast(SubjectModel, SimpleNamespace(write=SimpleNamespace(unembedding=unembedding)))
+    total = OutputLogits(model).summed_unembedding()
+    assert torch.allclose(normalized.double() @ total, (normalized @ unembedding.T).double().sum(1))
+    assert peak_bytes(lambda: OutputLogits(model).summed_unembedding()) < unembedding.nbytes / 4

@@ -40,8 +40,13 @@ class MemoryBudget:
         return free_bytes(self._device) + self._releasable_bytes()
 
     def available_when_idle(self) -> int:
-        """The same, asked while nothing runs; remembered for the next refusal."""
-        self._idle_bytes = self.available()
+        """The same, asked while nothing runs; remembered for the next refusal.
+
+        A device that failed may no longer say it: then it is what it was, and what is run there
+        tells its callers what is wrong.
+        """
+        with contextlib.suppress(RuntimeError):
+            self._idle_bytes = self.available()
         return self._idle_bytes
 
     def missing(self, n_bytes: int) -> int:

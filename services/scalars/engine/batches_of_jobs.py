@@ -125,6 +125,8 @@ class BatchOfJobs:
             end_backward_pass()
             self._split(part, crowded=crowded)
         else:
+            # Before anything is derived: the memory of the batch is free once all rows left it.
+            self._do_all([partial(self._keep, each, outcome, row) for row, each in enumerate(part)])
             derivations = [
                 partial(self._derive_all, each, result, crowded=crowded)
                 for each, result in zip(part, outcome, strict=True)
@@ -170,13 +172,16 @@ class BatchOfJobs:
             for job in part[0].jobs:
                 self._answer_out_of_memory(job)
 
-    def _derive_all(self, shared: _SharedRun, result: RunResult, *, crowded: bool) -> None:
+    def _keep(self, shared: _SharedRun, results: list[RunResult], row: int) -> None:
+        """Keeps a row's run for later jobs, and puts it as it is kept in its place."""
         try:
-            result = self._runs.keep(shared.jobs[0].key, result)
+            results[row] = self._runs.keep(shared.jobs[0].key, results[row])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             self._make_room()
+
+    def _derive_all(self, shared: _SharedRun, result: RunResult, *, crowded: bool) -> None:
         crowded = (crowded or len(shared.jobs) > 1) and not shared.retried
         for job in shared.jobs:
             self._derive(job, unshared(result), crowded=crowded)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -43,7 +44,7 @@ class Waiting:
     """A job in the queue, with what must be known of it to put it into a batch.
 
     `run_bytes` is the estimate for its run. `deadline` is a time of `time.monotonic`, None for
-    none.
+    none. `passed_over` tells that younger jobs went before it, as they needed no run.
     """
 
     job: Job[Any]
@@ -55,6 +56,7 @@ class Waiting:
     deadline: float | None = None
     abandoned: threading.Event = field(default_factory=threading.Event)
     since: float = field(default_factory=time.perf_counter)
+    passed_over: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -79,6 +81,8 @@ class Waiting:
 
     def settle(self, *, value: Any = None, error: BaseException | None = None) -> None:
         """Hands the caller a result, from any thread; what comes second is passed over."""
+        if error is not None:
+            _write_down_trace(error)
 
         def hand_over() -> None:
             if self.future.done():
@@ -91,3 +95,19 @@ class Waiting:
         # The loop is closed where its process ends while a job still runs.
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(hand_over)
+
+
+def _write_down_trace(error: BaseException) -> None:
+    """Has a note in the place of an error's trace, whose frames hold the tensors of a run.
+
+    The caller's future holds the error and is held by these frames, so that all of it would stay
+    until the next collection of cycles.
+    """
+    if error.__traceback__ is not None:
+        error.add_note("".join(traceback.format_exception(error)))
+    found: list[BaseException | None] = [error]
+    while found:
+        each = found.pop()
+        if each is not None and each.__traceback__ is not None:
+            each.__traceback__ = None
+            found += [each.__cause__, each.__context__]

@@ -114,8 +114,9 @@ class JobQueue:
     ) -> list[Waiting]:
         """Waits for jobs, and gives those that run next; an empty list once it is closed.
 
-        Jobs that need no run are given at once and by themselves. Where no job fits into the
-        memory that is available now, it waits until there is more of it.
+        Jobs that need no run are given at once and by themselves, but where the oldest job was
+        passed over so before: then its batch is given with them. Where no job fits into the memory
+        that is available now, it waits until there is more of it.
         """
         while True:
             with self._changed:
@@ -123,23 +124,32 @@ class JobQueue:
                     self._changed.wait()
                 if self._closed:
                     return []
-                taken = [each for each in self._waiting if each.gone or served_by_reuse(each)]
-                if not taken:
+                ready = [each for each in self._waiting if each.gone or served_by_reuse(each)]
+                oldest = self._waiting[0]
+                alone = bool(ready) and (oldest in ready or not oldest.passed_over)
+                if not ready:
                     self._wait_for_company()
             # Looks at files of the system, which no caller should wait for.
-            available = 0 if taken else available_bytes()
+            available = 0 if alone else available_bytes()
             with self._changed:
+                # Some may have left meanwhile.
+                there = set(self._waiting)
+                taken = [each for each in ready if each in there]
+                if not alone:
+                    there.difference_update(taken)
+                    others = [each for each in self._waiting if each in there]
+                    batch = form_batch(others, self._limits, available)
+                    if batch:
+                        self._callers = len(self._waiting)
+                    taken += batch
                 if not taken:
-                    taken = form_batch(self._waiting, self._limits, available)
-                    if not taken:
-                        self._changed.wait(_MEMORY_POLL_SECONDS)
-                        continue
-                    self._callers = len(self._waiting)
-                given = set(map(id, taken))
-                there = [each for each in self._waiting if id(each) in given]
-                self._waiting = [each for each in self._waiting if id(each) not in given]
-            if there:
-                return there
+                    self._changed.wait(_MEMORY_POLL_SECONDS)
+                    continue
+                given = set(taken)
+                self._waiting = [each for each in self._waiting if each not in given]
+                if alone and self._waiting:
+                    self._waiting[0].passed_over = True
+            return taken
 
     def ran(self, seconds: float) -> None:
         """Notes how long a batch took."""

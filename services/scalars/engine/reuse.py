@@ -1,15 +1,16 @@
 """Runs kept for later requests on the same inference, and what was derived from them.
 
-One bound in bytes holds for everything that is kept: captured tensors and finished derivations. The
-runs that were not used for longest go first.
+One bound in bytes holds for everything that is kept: captured tensors, finished derivations, and
+the keys of both. The runs that were not used for longest go first.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,12 +25,28 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT_BYTES = 256 << 20
 _MEMO_LIMIT_BYTES = 64 << 20
 
+RUN_BYTES = 1500
+TENSOR_BYTES = 800
+"""About what a run that is kept takes besides its key, and each tensor besides its elements."""
+
+
+def key_bytes(key: Hashable) -> int:
+    """About what a key of tuples, dataclasses and plain values keeps alive, its entry included."""
+    if isinstance(key, tuple | frozenset):
+        parts: Iterable[Hashable] = key
+    elif is_dataclass(key):
+        parts = [getattr(key, each.name) for each in fields(key)]
+    else:
+        return sys.getsizeof(key)
+    return 100 + sum(8 + key_bytes(each) for each in parts)
+
 
 class Memo:
     """A bounded memory of finished derivations beside a run; any thread may use it.
 
-    A value must not change once it is here, and `n_bytes` is what it keeps alive. What was not used
-    for longest is forgotten first; a value over the bound is not kept at all.
+    A value must not change once it is here, and `n_bytes` is what it keeps alive; its key counts
+    too. What was not used for longest is forgotten first; a value over the bound is not kept at
+    all.
     """
 
     def __init__(
@@ -45,7 +62,7 @@ class Memo:
 
     @property
     def n_bytes(self) -> int:
-        """What all values together keep alive."""
+        """What all values and their keys together keep alive."""
         return self._n_bytes
 
     def get(self, key: Hashable) -> Any | None:
@@ -59,6 +76,7 @@ class Memo:
 
     def put(self, key: Hashable, value: Any, n_bytes: int) -> None:
         """Remembers a value of `n_bytes` in the place of any other under its key."""
+        n_bytes += key_bytes(key)
         with self._lock:
             before = self._n_bytes
             self._forget(key)
@@ -114,7 +132,7 @@ def run_key(prepared: PreparedInference) -> RunKey:
 class _Kept:
     result: RunResult
     tensors: dict[RawTensorId, Tensor]
-    tensor_bytes: int
+    run_bytes: int
     memo_bytes: int = 0
 
 
@@ -137,7 +155,7 @@ class RunCache:
 
     @property
     def n_bytes(self) -> int:
-        """What all runs and their memos take."""
+        """What all runs, their keys and their memos take."""
         return self._n_bytes
 
     def holds(self, key: RunKey, captures: Collection[RawTensorId]) -> bool:
@@ -164,15 +182,16 @@ class RunCache:
         than the bound comes back as it is.
         """
         tensors = dict(result.raw_store.tensors)
-        if sum(tensor.nbytes for tensor in tensors.values()) > self._limit_bytes:
+        fixed = RUN_BYTES + key_bytes(key)
+        if fixed + _tensor_bytes(tensors) > self._limit_bytes:
             return result
         own = {target: _alone(tensor) for target, tensor in tensors.items()}
         with self._lock:
             before = self._kept.get(key)
             held = own if before is None else {**before.tensors, **own}
-            n_bytes = sum(tensor.nbytes for tensor in held.values())
+            n_bytes = fixed + _tensor_bytes(held)
             if before is not None and n_bytes > self._limit_bytes:
-                held, n_bytes = own, sum(tensor.nbytes for tensor in own.values())
+                held, n_bytes = own, fixed + _tensor_bytes(own)
             memo = self._memo(key) if before is None else before.result.memo
             kept = _Kept(
                 replace(
@@ -184,7 +203,7 @@ class RunCache:
                 n_bytes,
                 0 if before is None else before.memo_bytes,
             )
-            self._n_bytes += n_bytes - (0 if before is None else before.tensor_bytes)
+            self._n_bytes += n_bytes - (0 if before is None else before.run_bytes)
             self._kept[key] = kept
             self._kept.move_to_end(key)
             self._shrink_to(self._limit_bytes)
@@ -217,13 +236,17 @@ class RunCache:
     def _shrink_to(self, n_bytes: int) -> None:
         while self._n_bytes > n_bytes and self._kept:
             _, dropped = self._kept.popitem(last=False)
-            self._n_bytes -= dropped.tensor_bytes + dropped.memo_bytes
+            self._n_bytes -= dropped.run_bytes + dropped.memo_bytes
 
 
 def unshared(result: RunResult) -> RunResult:
     """The run with a store of its own, so that what a request derives ends with the request."""
     store = result.raw_store
     return replace(result, raw_store=RawActivationStore(store.tensors, store.n_layers))
+
+
+def _tensor_bytes(tensors: dict[RawTensorId, Tensor]) -> int:
+    return sum(TENSOR_BYTES + tensor.nbytes for tensor in tensors.values())
 
 
 def _alone(tensor: Tensor) -> Tensor:

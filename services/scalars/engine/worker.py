@@ -109,6 +109,9 @@ class Engine:
             if self._queue.remove(waiting):
                 JOBS.labels("abandoned").inc()
             raise
+        finally:
+            # The trace of an error holds this frame, and what waited holds the error.
+            del waiting
         return result
 
     @property
@@ -118,8 +121,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the worker once the running batch has ended; waiting jobs get Unavailable."""
-        for waiting in self._queue.close():
-            waiting.settle(error=Unavailable("the service is ending"))
+        self._refuse_all()
         self._thread.join()
         if self._side_by_side is not None:
             self._side_by_side.shutdown()
@@ -144,31 +146,40 @@ class Engine:
             deadline=None if left is None else time.monotonic() + left,
         )
 
+    def _refuse_all(self) -> None:
+        for waiting in self._queue.close():
+            waiting.settle(error=Unavailable("the service is ending"))
+
     def _work(self) -> None:
         # The number is each thread's own; threads that derive side by side have set theirs.
         torch.set_num_threads(self._threads)
-        while True:
-            taken = self._queue.take(self._is_at_hand, self._memory.available_when_idle)
-            if not taken:
-                return
-            started = time.perf_counter()
-            for waiting in taken:
-                QUEUE_SECONDS.labels(self._device).observe(started - waiting.since)
-            batch = BatchOfJobs(
-                self.model,
-                self._autoencoders,
-                self._runs,
-                self._memory,
-                self._side_by_side,
-                taken,
-            )
-            batch.serve()
-            seconds = time.perf_counter() - started
-            RUN_SECONDS.labels(self._device).observe(seconds)
-            if batch.has_run:
-                self._queue.ran(seconds)
-            # While the queue is empty nothing else would let go of the results.
-            del taken, waiting, batch
+        try:
+            while self._serve_next():
+                pass
+        finally:
+            # Whatever ended this thread: nobody waits for it in vain.
+            self._refuse_all()
+
+    def _serve_next(self) -> bool:
+        """Waits for a batch and serves it; False once there will be none.
+
+        What it holds of a batch ends with it, also while the queue is empty.
+        """
+        taken = self._queue.take(self._is_at_hand, self._memory.available_when_idle)
+        if not taken:
+            return False
+        started = time.perf_counter()
+        for waiting in taken:
+            QUEUE_SECONDS.labels(self._device).observe(started - waiting.since)
+        batch = BatchOfJobs(
+            self.model, self._autoencoders, self._runs, self._memory, self._side_by_side, taken
+        )
+        batch.serve()
+        seconds = time.perf_counter() - started
+        RUN_SECONDS.labels(self._device).observe(seconds)
+        if batch.has_run:
+            self._queue.ran(seconds)
+        return True
 
     def _is_at_hand(self, waiting: Waiting) -> bool:
         return self._runs.holds(waiting.key, waiting.job.captures)
