@@ -55,8 +55,15 @@ async def test_results_and_errors_come_back(engine: Engine, prepared: PreparedIn
     def fail(run: RunResult, check: Check) -> None:
         raise ZeroDivisionError("a defect")
 
+    def exhaust(run: RunResult, check: Check) -> None:
+        raise StopIteration
+
     with pytest.raises(ZeroDivisionError, match="a defect"):
         await engine.run(Job(prepared, [CAPTURE], fail))
+    # No future takes it.
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        async with asyncio.timeout(20):
+            await engine.run(Job(prepared, [CAPTURE], exhaust))
     assert await engine.run(Job(prepared, [CAPTURE], shape)) == (len(prepared.tokens), 40)
 
 
@@ -231,6 +238,7 @@ def test_what_counts_as_too_little_memory() -> None:
     assert is_out_of_memory(RuntimeError("std::bad_alloc"))
     assert is_out_of_memory(OSError(12, "Cannot allocate memory"))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
     assert not is_out_of_memory(RuntimeError("a defect"))
     assert not is_out_of_memory(OSError(2, "No such file or directory"))
 
@@ -244,5 +252,8 @@ def test_free_memory_respects_the_container(
     (tmp_path / "memory.current").write_text("400000\n")
     monkeypatch.setattr(admission, "_CGROUP", tmp_path)
     assert free_bytes(torch.device("cpu")) == 480_000
+    # What was read of files is given back.
+    (tmp_path / "memory.stat").write_text("anon 1\nfile 300000\ninactive_file 250000\n")
+    assert free_bytes(torch.device("cpu")) == 680_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(torch.device("cpu")) > 480_000

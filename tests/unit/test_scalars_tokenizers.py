@@ -74,6 +74,8 @@ def test_every_string_can_name_its_token() -> None:
     for text in (" cat", " the", "e"):
         token = tokenizer.single_token(text, "target")
         assert tokenizer.decode(token) == text
+        # The one that stands for it in a text, though a byte may read the same.
+        assert token == tokenizer.encode("x" + text)[-1]
     # Without the space there may be no such token; then it is read as a text is.
     assert " France." in tokenizer.strings
     assert "France." not in tokenizer.strings

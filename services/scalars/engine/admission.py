@@ -73,7 +73,14 @@ class MemoryBudget:
 
 
 # What torch and the C++ library say of it in a RuntimeError.
-_EXHAUSTED = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
+_EXHAUSTED = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -94,7 +101,7 @@ def out_of_memory(device: torch.device) -> ResourceExhausted:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Most of the memory that a device has free."""
+    """Most of the memory that a device has free, within a control group (version 2) too."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch keeps cached of its own is free to it as well.
@@ -103,9 +110,19 @@ def free_bytes(device: torch.device) -> int:
     available = _meminfo_available()
     with contextlib.suppress(OSError, ValueError):
         limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
+        used = int((_CGROUP / "memory.current").read_text()) - _inactive_file()
         available = min(available, max(0, limit - used))
     return int(_SHARE * available)
+
+
+def _inactive_file() -> int:
+    """What a control group has of files that were read, and gives back when asked for memory."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (_CGROUP / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                return int(value)
+    return 0
 
 
 def _meminfo_available() -> int:

@@ -83,6 +83,9 @@ class Waiting:
         """Hands the caller a result, from any thread; what comes second is passed over."""
         if error is not None:
             _write_down_trace(error)
+        if isinstance(error, StopIteration):
+            # No future takes it.
+            error = RuntimeError(f"a derivation raised {error!r}")
 
         def hand_over() -> None:
             if self.future.done():

@@ -7,6 +7,7 @@ token is added unless asked for; one that is written in the text is recognised a
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,6 +19,9 @@ from tokenizers import Tokenizer
 from services.scalars.model.beginning import find_beginning_token
 from services.scalars.model.checkpoint import MODEL_KEY
 from shared.errors import ConfigurationError, InvalidArgument
+
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""What SentencePiece calls a single byte."""
 
 
 class TextTokenizer:
@@ -94,8 +98,20 @@ class TextTokenizer:
 
     @cached_property
     def _ids_by_string(self) -> dict[str, int]:
-        """Ids by string; of equal strings the first."""
-        return {text: token for token, text in reversed(list(enumerate(self.strings)))}
+        """Ids by string; of equal strings the first, but single bytes after what text encodes to.
+
+        Bytes that are no text of their own all read as U+FFFD, which names none of them.
+        """
+
+        def is_byte(token: int) -> bool:
+            return _BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+
+        named = [
+            (is_byte(token), token, text)
+            for token, text in enumerate(self.strings)
+            if "\ufffd" not in text
+        ]
+        return {text: token for _, token, text in sorted(named, reverse=True)}
 
     @cached_property
     def longest_token(self) -> int:
