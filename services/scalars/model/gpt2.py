@@ -13,20 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.scalars.model.attention import attend
-from services.scalars.model.blocks import (
-    ALL_PARTS,
-    AttentionPart,
-    HeadActivations,
-    MlpActivations,
-    attended,
-)
 from services.scalars.model.checkpoint import MODEL_KEY, Checkpoint
+from services.scalars.model.decoder import Decoder
 from services.scalars.model.locations import ActivationLocationType as Location
 from services.scalars.model.locations import LayerIndex, ModelShape
-from services.scalars.model.products import affine, as_float32
+from services.scalars.model.products import affine, columns
 from services.scalars.model.taps import Taps
-from services.scalars.model.weights import WriteWeights
 from shared.errors import ConfigurationError
 
 
@@ -69,7 +61,7 @@ class _Layer:
     mlp_out_bias: Tensor
 
 
-class Gpt2:
+class Gpt2(Decoder[_Layer, None]):
     """A GPT-2 checkpoint as a subject model."""
 
     def __init__(
@@ -81,27 +73,8 @@ class Gpt2:
         final_norm: _Norm,
         unembedding: Tensor,
     ) -> None:
-        self.shape = shape
-        self.token_embedding = token_embedding
+        super().__init__(shape, token_embedding, layers, final_norm, unembedding)
         self._position_embedding = position_embedding
-        self._layers = tuple(layers)
-        self._final_norm = final_norm
-        self.device = token_embedding.device
-        self.write = WriteWeights(
-            mlp=as_float32([layer.mlp_out for layer in layers]),
-            attn=as_float32(
-                [
-                    layer.attn_out.view(
-                        shape.attn_heads, shape.value_channels, shape.residual_stream_channels
-                    )
-                    for layer in layers
-                ]
-            ),
-            unembedding=unembedding,
-            final_norm_gain=final_norm.gain,
-            mlp_bias=[layer.mlp_out_bias for layer in layers],
-            attn_bias=[layer.attn_out_bias for layer in layers],
-        )
         weights = [token_embedding, position_embedding, final_norm.gain, final_norm.bias]
         if unembedding is not token_embedding:
             weights.append(unembedding)
@@ -181,107 +154,26 @@ class Gpt2:
             unembedding,
         )
 
-    def forward(self, tokens: Tensor, taps: Taps, logit_tokens: Tensor | None) -> Tensor | None:
-        """See `SubjectModel.forward`."""
-        x = self.token_embedding[tokens] + self._position_embedding[taps.packing.positions]
-        x = taps(taps.begin(x, None), Location.RESID_POST_EMBEDDING)
-        # Without logits the pass ends as soon as everything was tapped that anybody asked for.
-        whole = logit_tokens is not None or not taps.ends_in_layers()
-        for index, layer in enumerate(self._layers):
-            for block in (self._attend, self._mlp):
-                if not whole and taps.complete():
-                    return None
-                x = block(taps.begin(x, index), layer, index, taps)
-        if not whole:
-            return None
-        x = taps.begin(x, self.shape.layers)
-        x = self._final_norm(x, taps, Location.RESID_FINAL_LAYER_NORM_SCALE, None)
-        x = taps(x, Location.RESID_POST_FINAL_LAYER_NORM)
-        return None if logit_tokens is None else x[logit_tokens] @ self.write.unembedding.T
+    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.token_embedding[tokens] + self._position_embedding[positions]
 
-    def attention_heads(
-        self,
-        layer: int,
-        residual: Tensor,
-        *,
-        attached: frozenset[AttentionPart] = ALL_PARTS,
-        detach_scale: bool = False,
-    ) -> HeadActivations:
-        """See `SubjectModel.attention_heads`."""
-        positions = torch.arange(residual.shape[0], device=self.device)
-        parts = self.attention_parts(layer, residual, positions, detach_scale=detach_scale)
-        return attended(*parts, attached=attached)
+    def _placed(self, positions: Tensor) -> None:
+        """Nothing: positions are in the residual stream already."""
 
-    def attention_parts(
-        self, layer: int, residual: Tensor, positions: Tensor, *, detach_scale: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `SubjectModel.attention_parts`; positions are in the residual stream already."""
-        weights = self._layers[layer]
-        normed = weights.attn_norm.of(residual, detach_scale=detach_scale)
-        return self._heads(normed, weights)
-
-    def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
-        """See `SubjectModel.attention_output`."""
-        weights = self._layers[layer]
-        return affine(mixed.flatten(1), weights.attn_out, weights.attn_out_bias)
-
-    def mlp_neurons(
-        self,
-        layer: int,
-        residual: Tensor,
-        *,
-        detach_scale: bool = False,
-        neurons: Tensor | None = None,
-    ) -> MlpActivations:
-        """See `SubjectModel.mlp_neurons`."""
-        weights = self._layers[layer]
-        normed = weights.mlp_norm.of(residual, detach_scale=detach_scale)
-        matrix, bias = weights.mlp_in, weights.mlp_in_bias
-        if neurons is not None:
-            matrix, bias = matrix[:, neurons], bias[neurons]
-        pre = affine(normed, matrix, bias)
-        return MlpActivations(pre, functional.gelu(pre, approximate="tanh"))
-
-    def mlp_output(self, layer: int, post_act: Tensor) -> Tensor:
-        """See `SubjectModel.mlp_output`."""
-        weights = self._layers[layer]
-        return affine(post_act, weights.mlp_out, weights.mlp_out_bias)
-
-    def logits(self, residual: Tensor, *, detach_scale: bool = False) -> Tensor:
-        """See `SubjectModel.logits`."""
-        normed = self._final_norm.of(residual, detach_scale=detach_scale)
-        return normed @ self.write.unembedding.T
-
-    def _heads(self, normed: Tensor, weights: _Layer) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (N, H, dh)."""
+    def _heads(self, normed: Tensor, layer: _Layer, placed: None) -> tuple[Tensor, Tensor, Tensor]:
         heads = (-1, self.shape.attn_heads, self.shape.query_and_key_channels)
-        q, k, v = affine(normed, weights.qkv, weights.qkv_bias).chunk(3, dim=1)
+        q, k, v = affine(normed, layer.qkv, layer.qkv_bias).chunk(3, dim=1)
         # The scale of the dot product is shared: each side carries dh^-1/4.
         scale = self.shape.query_and_key_channels**-0.25
         return (q * scale).view(heads), (k * scale).view(heads), v.reshape(heads)
 
-    def _attend(self, x: Tensor, layer: _Layer, index: int, taps: Taps) -> Tensor:
-        normed = layer.attn_norm(x, taps, Location.ATTN_INPUT_LAYER_NORM_SCALE, index)
-        normed = taps(normed, Location.RESID_POST_ATTN_LAYER_NORM, index)
-        q, k, v = self._heads(normed, layer)
-        q = taps(q, Location.ATTN_QUERY, index)
-        k = taps(k, Location.ATTN_KEY, index)
-        v = taps(v, Location.ATTN_VALUE, index)
-        mixed = attend(q, k, v, taps, index)
-        mixed = taps(mixed, Location.ATTN_WEIGHTED_SUM_OF_VALUES, index)
-        delta = affine(mixed.flatten(1), layer.attn_out, layer.attn_out_bias)
-        delta = taps(delta, Location.RESID_DELTA_ATTN, index)
-        return taps(x + delta, Location.RESID_POST_ATTN, index)
+    def _pre_act(self, normed: Tensor, layer: _Layer, neurons: Tensor | None = None) -> Tensor:
+        return affine(normed, *columns(layer.mlp_in, layer.mlp_in_bias, neurons))
 
-    def _mlp(self, x: Tensor, layer: _Layer, index: int, taps: Taps) -> Tensor:
-        normed = layer.mlp_norm(x, taps, Location.MLP_INPUT_LAYER_NORM_SCALE, index)
-        normed = taps(normed, Location.RESID_POST_MLP_LAYER_NORM, index)
-        pre = affine(normed, layer.mlp_in, layer.mlp_in_bias)
-        pre = taps(pre, Location.MLP_PRE_ACT, index)
-        post = taps(functional.gelu(pre, approximate="tanh"), Location.MLP_POST_ACT, index)
-        delta = affine(post, layer.mlp_out, layer.mlp_out_bias)
-        delta = taps(delta, Location.RESID_DELTA_MLP, index)
-        return taps(x + delta, Location.RESID_POST_MLP, index)
+    def _post_act(
+        self, pre_act: Tensor, normed: Tensor, layer: _Layer, neurons: Tensor | None = None
+    ) -> Tensor:
+        return functional.gelu(pre_act, approximate="tanh")
 
 
 def _check_supported(checkpoint: Checkpoint) -> None:

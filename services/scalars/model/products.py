@@ -21,6 +21,15 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product if bias is None else product + bias
 
 
+def columns(
+    weight: Tensor, bias: Tensor | None, chosen: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Of a product (in, out) and its bias (out,) only the chosen outputs, all for None."""
+    if chosen is None:
+        return weight, bias
+    return weight[:, chosen], None if bias is None else bias[chosen]
+
+
 class Upcast(Sequence[Tensor]):
     """Weights of all layers as float32, converted when one is asked for and not kept."""
 
