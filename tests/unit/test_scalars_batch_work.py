@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +17,11 @@ from neuropil import names
 from neuropil.scalars import v1
 from neuropil.tensors import to_array
 from services.scalars import convert
-from services.scalars.answers.batch_work import HELD_BYTES
+from services.scalars.answers.batch_work import HELD_BYTES, BatchWork
 from services.scalars.data_plane import DataPlane
 from services.scalars.engine.worker import Engine
 from services.scalars.model.subject import Subject, load_subject
+from services.scalars.passes.inference import run_inference
 from shared.errors import InvalidArgument, ResourceExhausted
 from tests.unit.scalars_checkpoint import write_checkpoint
 
@@ -129,6 +134,44 @@ async def test_one_turn_or_two(subject: Subject, reuse_bytes: int) -> None:
         assert len(expected) == 2
         check_alike(await answers(two, asked), expected)
         check_alike(await answers(two, asked), expected)
+
+
+class _HeldUp(dict[int, Any]):
+    """Holds a thread that puts something in until another one did, or for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._both = threading.Barrier(2)
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        super().__setitem__(key, value)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self._both.wait(0.5)
+
+
+class _Counted(BatchWork):
+    """Counts how often results are completed."""
+
+    completions = 0
+
+    def complete(self, *args: Any) -> None:
+        self.completions += 1
+        super().complete(*args)
+
+
+async def test_what_is_derived_side_by_side_is_completed_once(subject: Subject) -> None:
+    async with plane(subject) as data_plane:
+        plans = data_plane._plan(convert.batch_inferences(request(*PROMPTS)))
+        work = _Counted(plans, data_plane._tools, _waiting=_HeldUp())
+        runs = [run_inference(subject.model, each.prepared, each.captures) for each in plans]
+        await asyncio.gather(
+            *(
+                asyncio.to_thread(work.derive, position, run, lambda: None)
+                for position, run in enumerate(runs)
+            )
+        )
+    assert work.completions == 1
+    assert sorted(work.results) == [0, 1]
 
 
 async def test_the_same_inference_twice(subject: Subject) -> None:

@@ -8,6 +8,7 @@ from the united nodes and takes the run from those that are kept, where it is st
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,7 +59,7 @@ class Tools:
 
 @dataclass
 class BatchWork:
-    """The results of a call in the making. The worker's thread alone calls it.
+    """The results of a call in the making; threads may derive its inferences side by side.
 
     `results` holds those of each inference once they are complete.
     """
@@ -68,6 +69,7 @@ class BatchWork:
     held_bytes: int = HELD_BYTES
     results: dict[int, dict[str, SpecResult]] = field(default_factory=dict)
     _waiting: dict[int, tuple[Derivation, NodesByName]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def in_one_turn(self) -> bool:
@@ -88,14 +90,17 @@ class BatchWork:
         if len(self.plans) == 1 or not self._shared_names():
             self.complete([(position, derivation)], nodes)
             return run
-        self._waiting[position] = derivation, nodes
-        if len(self._waiting) == len(self.plans):
+        with self._lock:
+            # One thread alone finds itself to be the last.
+            self._waiting[position] = derivation, nodes
+            if len(self._waiting) < len(self.plans):
+                return run
             waiting = dict(sorted(self._waiting.items()))
-            self.complete(
-                [(each, found) for each, (found, _) in waiting.items()],
-                united_by_name([listed for _, listed in waiting.values()]),
-            )
-            self._waiting.clear()
+        self.complete(
+            [(each, found) for each, (found, _) in waiting.items()],
+            united_by_name([listed for _, listed in waiting.values()]),
+        )
+        self._waiting.clear()
         return run
 
     def rank(self, position: int, run: RunResult, check: Check) -> NodesByName:
@@ -201,7 +206,9 @@ class BatchWork:
     ) -> Scoring:
         derivation.check()
         layout = layout_of(plan.nodes_of(spec))
-        directions = self.tools.directions.of(spec.scoring, nodes, layout, derivation.captured)
+        directions = self.tools.directions.of(
+            spec.scoring, nodes, layout, derivation.captured, derivation.check
+        )
         return Scoring(spec, nodes, directions)
 
     def _result(
@@ -235,7 +242,7 @@ class BatchWork:
                         listed,
                         layout_of(plan.nodes_of(spec)),
                         derivation.captured,
-                        len(plan.prepared.tokens),
+                        derivation.check,
                     ),
                     lambda attributions: attributions.n_bytes,
                 )

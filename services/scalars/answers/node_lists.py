@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +48,11 @@ class NodeList:
 
     @cached_property
     def key(self) -> tuple[object, ...]:
-        """The same for lists of the same nodes, and hashable."""
-        columns = (self.kinds, self.layers, self.indices)
-        return (self.node_types, self.pass_type, *(column.tobytes() for column in columns))
+        """The same for lists of the same nodes, and hashable; of few bytes, as keys are kept."""
+        digest = blake2b(digest_size=32)
+        for column in (self.kinds, self.layers, self.indices):
+            digest.update(np.ascontiguousarray(column, dtype=np.int64).data)
+        return (self.node_types, self.pass_type, len(self), digest.digest())
 
     def blocks(self) -> Iterator[tuple[NodeType, int, Column]]:
         """The nodes of one type and layer (-1 for none) together: their positions in the list."""

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -32,6 +33,8 @@ TENSOR_BYTES = 800
 
 def key_bytes(key: Hashable) -> int:
     """About what a key of tuples, dataclasses and plain values keeps alive, its entry included."""
+    if isinstance(key, int | float | Enum):
+        return 32
     if isinstance(key, tuple | frozenset):
         parts: Iterable[Hashable] = key
     elif is_dataclass(key):
