@@ -26,6 +26,7 @@ _ROUNDING = 2.0**-8
 _MOST_BLOCKS = 96
 """A direction with more blocks to look into is better computed exactly throughout."""
 _ROWS_AT_ONCE = 1024
+_BLOCKS_AT_ONCE = 2048
 
 Found = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -154,16 +155,24 @@ def _exact(
     count: int,
 ) -> Found:
     """The best of what the blocks named hold, by exact products."""
-    block, column = blocks.nonzero(as_tuple=True)
-    inside = torch.arange(BLOCK, device=scores.device)
-    rows = block[:, None] * BLOCK + inside
     listed = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     listed[excluded] = False
-    known = (rows < len(scores)) & listed[rows.clamp(max=len(scores) - 1)]
-    rounded = scores[rows.clamp(max=len(scores) - 1), column[:, None]].float() * sign
-    possible = known & (rounded + bound[block, column][:, None] >= least[column][:, None])
-    entry = rows[possible]
-    column = column[:, None].expand_as(rows)[possible]
+    inside = torch.arange(BLOCK, device=scores.device)
+    entries, columns_of_entries = [], []
+    # In parts: written out, the rows of all blocks would take more than the scores do.
+    for block, column in zip(
+        *(torch.split(each, _BLOCKS_AT_ONCE) for each in blocks.nonzero(as_tuple=True)),
+        strict=True,
+    ):
+        rows = block[:, None] * BLOCK + inside
+        known = rows < len(scores)
+        rows.clamp_(max=len(scores) - 1)
+        rounded = scores[rows, column[:, None]].float() * sign
+        possible = rounded + bound[block, column][:, None] >= least[column][:, None]
+        possible &= known & listed[rows]
+        entries.append(rows[possible])
+        columns_of_entries.append(column[:, None].expand_as(rows)[possible])
+    entry, column = torch.cat(entries), torch.cat(columns_of_entries)
     products = directions.new_empty(len(entry))
     for start in range(0, len(entry), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
