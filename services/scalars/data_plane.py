@@ -86,19 +86,6 @@ class DataPlane:
             subject, self._tools.directions, self._tools.attribution, vocabulary
         )
 
-    async def tokenize(self, texts: Sequence[str]) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
-        """Ids and strings of each text's tokens."""
-        tokenizer = self.subject.tokenizer
-
-        def encode() -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
-            found = []
-            for text in texts:
-                ids = tuple(tokenizer.encode(text))
-                found.append((ids, tuple(tokenizer.decode(token) for token in ids)))
-            return found
-
-        return await asyncio.to_thread(encode)
-
     async def derive(
         self, spec: InferenceSpec, selections: Sequence[Selection]
     ) -> tuple[InferenceResult, list[dict[LayerIndex, Array]]]:

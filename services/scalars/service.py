@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from neuropil.channel import DEFAULT_MESSAGE_BYTES
 from neuropil.scalars import v1 as scalars
@@ -13,6 +15,8 @@ from services.scalars.catalogue import CATALOGUE
 from services.scalars.data_plane import DataPlane
 
 SERVICE = scalars.DESCRIPTOR.services_by_name["DerivedScalars"]
+
+Answer = TypeVar("Answer", bound=Message)
 
 
 class DerivedScalarsService:
@@ -46,11 +50,11 @@ class DerivedScalarsService:
         self, request: scalars.TokenizeRequest, context: Any
     ) -> scalars.TokenizeResponse:
         """Encodes texts."""
-        return scalars.TokenizeResponse(
-            texts=[
-                scalars.TokenizedText(token_ids=ids, tokens=strings)
-                for ids, strings in await self._data_plane.tokenize(request.texts)
-            ]
+        return await asyncio.to_thread(
+            convert.tokenized_texts,
+            request.texts,
+            self._data_plane.subject.tokenizer,
+            self._max_message_bytes,
         )
 
     async def Derive(
@@ -80,10 +84,14 @@ class DerivedScalarsService:
         result, derived = await self._data_plane.derive_component(
             convert.inference_spec(request.inference), component
         )
-        return scalars.DeriveComponentResponse(
-            inference=convert.inference_result(result),
-            scalars=convert.component_scalars(derived),
-        )
+
+        def answer() -> scalars.DeriveComponentResponse:
+            return scalars.DeriveComponentResponse(
+                inference=convert.inference_result(result),
+                scalars=convert.component_scalars(derived),
+            )
+
+        return await self._written(answer)
 
     async def DeriveComponentByTokenPair(
         self, request: scalars.DeriveComponentByTokenPairRequest, context: Any
@@ -93,10 +101,14 @@ class DerivedScalarsService:
             convert.inference_spec(request.inference),
             convert.component_by_token_pair_spec(request.spec),
         )
-        return scalars.DeriveComponentByTokenPairResponse(
-            inference=convert.inference_result(result),
-            scalars=convert.token_pair_sequences(result.token_strings, derived.scalars),
-        )
+
+        def answer() -> scalars.DeriveComponentByTokenPairResponse:
+            return scalars.DeriveComponentByTokenPairResponse(
+                inference=convert.inference_result(result),
+                scalars=convert.token_pair_sequences(result.token_strings, derived.scalars),
+            )
+
+        return await self._written(answer)
 
     async def ListTopNodes(
         self, request: scalars.ListTopNodesRequest, context: Any
@@ -106,13 +118,15 @@ class DerivedScalarsService:
         result, found = await self._data_plane.list_top_nodes(
             convert.inference_spec(request.inference), spec
         )
-        # Thousands of nodes take a while to write down, in which others should be answered.
-        nodes = await asyncio.to_thread(
-            convert.top_nodes, found, self._data_plane.subject.tokenizer.strings
-        )
-        return scalars.ListTopNodesResponse(
-            inference=convert.inference_result(result), top_nodes=nodes
-        )
+        vocabulary = self._data_plane.subject.tokenizer.strings
+
+        def answer() -> scalars.ListTopNodesResponse:
+            return scalars.ListTopNodesResponse(
+                inference=convert.inference_result(result),
+                top_nodes=convert.top_nodes(found, vocabulary),
+            )
+
+        return await self._written(answer)
 
     async def BatchDerive(
         self, request: scalars.BatchDeriveRequest, context: Any
@@ -126,3 +140,12 @@ class DerivedScalarsService:
             yield await asyncio.to_thread(
                 convert.batch_response, position, answer, vocabulary, self._max_message_bytes
             )
+
+    async def _written(self, answer: Callable[[], Answer]) -> Answer:
+        """The answer to a `spec`, if a message can hold it.
+
+        Many nodes or token pairs take a while to write down, in which others should be answered.
+        """
+        return await asyncio.to_thread(
+            lambda: convert.checked_size(answer(), self._max_message_bytes, "spec")
+        )

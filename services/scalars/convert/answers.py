@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,41 @@ from services.scalars.answers import token_pairs
 from services.scalars.answers.node_lists import NodeList
 from services.scalars.answers.ranking import NodeScalars
 from services.scalars.answers.results import ComponentScalars, InferenceResult
+from services.scalars.convert.frames import answer_too_large
 from services.scalars.model.locations import NodeType
+from services.scalars.model.tokenizer import TextTokenizer
 from services.scalars.vocabulary.top_tokens import TopTokens
+
+_AT_ONCE = 10_000
+"""Entries that are copied into a message in one go: other threads have to wait meanwhile."""
+
+
+def _extend(field: Any, column: NDArray[Any]) -> None:
+    """Adds a column to a repeated field."""
+    for first in range(0, len(column), _AT_ONCE):
+        field.extend(column[first : first + _AT_ONCE].tolist())
+
+
+def tokenized_texts(
+    texts: Iterable[str], tokenizer: TextTokenizer, max_bytes: int
+) -> scalars.TokenizeResponse:
+    """Ids and strings of each text's tokens.
+
+    Raises ResourceExhausted where a message can't hold them, before further texts are encoded.
+    """
+    response = scalars.TokenizeResponse()
+    size = 0
+    for text in texts:
+        ids = tokenizer.encode(text)
+        encoded = response.texts.add()
+        for first in range(0, len(ids), _AT_ONCE):
+            some = ids[first : first + _AT_ONCE]
+            encoded.token_ids.extend(some)
+            encoded.tokens.extend(tokenizer.strings[token] for token in some)
+        size += encoded.ByteSize()
+        if size > max_bytes:
+            raise answer_too_large(size, max_bytes, "texts")
+    return response
 
 
 def inference_result(result: InferenceResult) -> scalars.InferenceResult:
@@ -35,12 +69,11 @@ def inference_result(result: InferenceResult) -> scalars.InferenceResult:
 def node_table(nodes: NodeList) -> scalars.NodeTable:
     """Nodes column by column."""
     types = np.array([names.NODE_TYPES.value(each) for each in nodes.node_types], dtype=np.int64)
-    return scalars.NodeTable(
-        node_types=types[nodes.kinds].tolist(),
-        tensor_indices=nodes.indices.reshape(-1).tolist(),
-        layer_indices=nodes.layers.tolist(),
-        pass_type=names.PASS_TYPES.value(nodes.pass_type),
-    )
+    table = scalars.NodeTable(pass_type=names.PASS_TYPES.value(nodes.pass_type))
+    _extend(table.node_types, types[nodes.kinds])
+    _extend(table.tensor_indices, nodes.indices.reshape(-1))
+    _extend(table.layer_indices, nodes.layers)
+    return table
 
 
 def component_scalars(derived: ComponentScalars) -> scalars.ComponentScalars:

@@ -1,16 +1,20 @@
-"""Tensors in the messages of a stream."""
+"""What a message can hold, and tensors in the messages of a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_tensor
 from services.scalars.model.locations import LayerIndex
 from shared.errors import ResourceExhausted
+
+Answer = TypeVar("Answer", bound=Message)
 
 FRAME_BYTES = 1 << 20
 """About how much of a tensor one message of a stream holds."""
@@ -30,6 +34,25 @@ def check_row(shape: Sequence[int], field: str) -> None:
             reason="REQUEST_TOO_LARGE",
             metadata={"row_bytes": str(row_bytes), "limit_bytes": str(MAX_ROW_BYTES)},
         )
+
+
+def checked_size(answer: Answer, max_bytes: int, field: str) -> Answer:
+    """The same; ResourceExhausted, naming what asked for it, where a message can't hold it."""
+    size = answer.ByteSize()
+    if size > max_bytes:
+        raise answer_too_large(size, max_bytes, field)
+    return answer
+
+
+def answer_too_large(size: int, max_bytes: int, field: str) -> ResourceExhausted:
+    """The refusal of an answer of at least so many bytes."""
+    return ResourceExhausted(
+        f"the answer takes {size} bytes or more; a message holds {max_bytes}. Ask for less, or in "
+        "several calls",
+        field=field,
+        reason="REQUEST_TOO_LARGE",
+        metadata={"bytes": str(size), "limit_bytes": str(max_bytes)},
+    )
 
 
 def frames(

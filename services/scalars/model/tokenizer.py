@@ -70,7 +70,9 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; empty for the empty text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # Only this one of the library's methods lets other threads work meanwhile.
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, token: int) -> str:
