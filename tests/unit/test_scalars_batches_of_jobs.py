@@ -28,6 +28,7 @@ from services.scalars.passes.inference import (
     InferenceSpec,
     PreparedInference,
     RunResult,
+    estimated_bytes,
     prepare_inference,
     run_inference,
 )
@@ -236,6 +237,29 @@ async def test_what_failed_holds_no_tensors(
         gc.enable()
         engine.close()
     assert len(held) == 3
+
+
+async def test_room_is_made_for_all_that_a_shared_run_captures(
+    engine: Engine,
+    subject: Subject,
+    inferences: list[PreparedInference],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def missing(n_bytes: int) -> int:
+        asked.append(n_bytes)
+        return 0
+
+    monkeypatch.setattr(engine._memory, "missing", missing)
+    prepared = inferences[0]
+    apart = [CAPTURE], [PROBS]
+    await together(engine, [Job(prepared, each, tensors) for each in apart])
+    sizes = [
+        estimated_bytes(subject.model, len(prepared.tokens), each)
+        for each in (*apart, [CAPTURE, PROBS])
+    ]
+    assert asked[-1] == sizes[2] > max(sizes[:2])
 
 
 async def test_the_memory_of_a_batch_is_free_before_anything_is_derived(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from services.scalars.engine.jobs import Job, Waiting
 from services.scalars.engine.queueing import BatchLimits, JobQueue, form_batch
 from services.scalars.engine.reuse import run_key
+from services.scalars.model.locations import ActivationLocationType, PassType
+from services.scalars.model.taps import RawTensorId
 from services.scalars.passes.inference import PreparedInference
 
 PLENTY = 1 << 40
@@ -24,14 +27,16 @@ def waiting(
     run_bytes: int = 10,
     extra_bytes: int = 0,
     deadline: float | None = None,
+    captures: Sequence[RawTensorId] = (),
 ) -> Waiting:
+    """A job whose run takes `run_bytes`, and as much again for each tensor that is captured."""
     prepared = PreparedInference(tokens, (), None)
     future: Any = None
     return Waiting(
-        job=Job(prepared, (), lambda run, check: None, extra_bytes),
+        job=Job(prepared, captures, lambda run, check: None, extra_bytes),
         key=run_key(prepared),
         backward=backward,
-        run_bytes=run_bytes,
+        estimated=lambda captured: run_bytes * (1 + len(captured)),
         loop=future,
         future=future,
         deadline=deadline,
@@ -67,6 +72,24 @@ def test_passes_are_not_mixed_but_an_inference_is_shared() -> None:
     assert form_batch([backward, forward, same], BatchLimits(rows=1), PLENTY) == [backward, same]
     # The gradient would need a pass that its batch has not got.
     assert form_batch([same, backward], BatchLimits(), PLENTY) == [same]
+
+
+def test_a_job_that_joins_costs_what_it_alone_captures() -> None:
+    target = [
+        RawTensorId(ActivationLocationType.MLP_POST_ACT, at, PassType.FORWARD) for at in range(3)
+    ]
+    few, more, same = (waiting(1, captures=target[:n]) for n in (1, 3, 3))
+    other = waiting(2)
+    limits = BatchLimits(n_bytes=39)
+    assert few.run_bytes == 20
+    # Together they take 40: too much, and so would be all of them with the one that is alone.
+    assert form_batch([few, more, other], limits, PLENTY) == [few, other]
+    assert form_batch([few, more], BatchLimits(), 39) == [few]
+    # What is captured for one costs nothing for another, but for what is derived from it.
+    assert form_batch([few, more, same], BatchLimits(n_bytes=40), PLENTY) == [few, more, same]
+    last = waiting(1, captures=target[1:], extra_bytes=5)
+    assert form_batch([more, last], BatchLimits(n_bytes=45), PLENTY) == [more, last]
+    assert form_batch([more, last], BatchLimits(n_bytes=44), PLENTY) == [more]
 
 
 Description = tuple[int, int, bool, int]

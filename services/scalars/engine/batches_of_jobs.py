@@ -54,7 +54,7 @@ class _SharedRun:
 
     @property
     def run_bytes(self) -> int:
-        return max(each.run_bytes for each in self.jobs)
+        return self.jobs[0].estimated(self.captures)
 
 
 class BatchOfJobs:

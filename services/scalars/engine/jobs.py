@@ -43,20 +43,25 @@ class Job(Generic[Result]):
 class Waiting:
     """A job in the queue, with what must be known of it to put it into a batch.
 
-    `run_bytes` is the estimate for its run. `deadline` is a time of `time.monotonic`, None for
+    `estimated` gives the estimate for its run by what is captured, `run_bytes` is that for what it
+    wants itself. `deadline` is a time of `time.monotonic`, None for
     none. `passed_over` tells that younger jobs went before it, as they needed no run.
     """
 
     job: Job[Any]
     key: RunKey
     backward: bool
-    run_bytes: int
+    estimated: Callable[[Collection[RawTensorId]], int]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     deadline: float | None = None
     abandoned: threading.Event = field(default_factory=threading.Event)
     since: float = field(default_factory=time.perf_counter)
     passed_over: bool = False
+    run_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run_bytes = self.estimated(self.job.captures)
 
     @property
     def n_tokens(self) -> int:

@@ -11,10 +11,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.scalars.engine.jobs import Waiting
 from services.scalars.engine.reuse import RunKey
+from services.scalars.model.taps import RawTensorId
 
 _SHARE_OF_RUN = 0.05
 """Part of the time that recent runs took, beyond which nobody waits for company."""
@@ -40,29 +41,52 @@ def form_batch(
     """The jobs that run next together, the oldest that fits into memory first.
 
     All have a backward pass, or none has; but a job that wants the same inference as another
-    joins it, and costs no row of its own. Empty where not even one job fits.
+    joins it: it costs no row of its own, and the memory of what it alone captures. Empty where not
+    even one job fits.
     """
     chosen: list[Waiting] = []
-    rows: dict[RunKey, bool] = {}
+    runs: dict[RunKey, _Run] = {}
     tokens = taken = 0
     for each in waiting:
-        joins = rows.get(each.key) is not None and each.backward <= rows[each.key]
-        cost = each.job.extra_bytes if joins else each.n_bytes
+        run = runs.get(each.key)
+        joins = run is not None and each.backward <= run.backward
+        if run is None or not joins:
+            after = _Run(each.backward, frozenset(each.job.captures), each.run_bytes)
+            cost = each.n_bytes
+        else:
+            after = run.joined_by(each)
+            cost = after.n_bytes - run.n_bytes + each.job.extra_bytes
         if not chosen:
             if cost > available_bytes:
                 continue
         elif taken + cost > min(limits.n_bytes, available_bytes):
             continue
         if chosen and not joins:
-            fits = len(rows) < limits.rows and tokens + each.n_tokens <= limits.tokens
+            fits = len(runs) < limits.rows and tokens + each.n_tokens <= limits.tokens
             if each.backward != chosen[0].backward or not fits:
                 continue
         if not joins:
-            rows[each.key] = each.backward
             tokens += each.n_tokens
+        runs[each.key] = after
         chosen.append(each)
         taken += cost
     return chosen
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the chosen jobs on one inference capture together, and the estimate for it."""
+
+    backward: bool
+    captures: frozenset[RawTensorId]
+    n_bytes: int
+
+    def joined_by(self, waiting: Waiting) -> _Run:
+        """With what another job captures."""
+        captures = self.captures.union(waiting.job.captures)
+        if len(captures) == len(self.captures):
+            return self
+        return replace(self, captures=captures, n_bytes=waiting.estimated(captures))
 
 
 class JobQueue:

@@ -134,10 +134,10 @@ class Engine:
             job=job,
             key=run_key(prepared),
             backward=any(target.pass_type is PassType.BACKWARD for target in job.captures),
-            run_bytes=estimated_bytes(
+            estimated=lambda captures: estimated_bytes(
                 self.model,
                 len(prepared.tokens),
-                job.captures,
+                captures,
                 prepared.overwrites,
                 self._autoencoders,
             ),
