@@ -174,6 +174,39 @@ def test_a_gradient_after_a_traces_start_is_0_whoever_runs_beside_it(model: Subj
     assert bool((together[2].raw_store.tensors[earlier] == 2).all())
 
 
+@pytest.mark.parametrize("family", ["model", "llama"])
+def test_what_is_not_finite_after_a_traces_start_never_comes_back_to_it(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    """The backward pass goes on there for another row, of whose gradient 0 this one has no use."""
+    model: SubjectModel = request.getfixturevalue(family)
+    autoencoders = AUTOENCODERS if family == "model" else AutoencoderSet()
+    targets = every_target(autoencoders)
+    gradients = frozenset(each for each in targets if each.pass_type is BACKWARD)
+    trace = resolve_trace(
+        TraceSpec(node=NodeIndex(NodeType.MLP_NEURON, (2, 3), 0)),
+        None,
+        model.shape,
+        autoencoders,
+        4,
+        field="",
+        loss_field="",
+    )
+    scale = RawTensorId(Location.MLP_INPUT_LAYER_NORM_SCALE, model.shape.layers - 1, FORWARD)
+    divided_by_0 = Overwrite(scale, (slice(None), slice(None)), 0.0)
+    tokens = (5, 9, 200, 31)
+    traced = Row(PreparedInference(tokens, (divided_by_0,), None, trace), gradients)
+    with_loss = Row(PreparedInference(tokens, (), Loss(LossKind.PROBS, (4,), (), 3)), targets)
+    alone = run_rows(model, [traced], autoencoders)[0]
+    assert all(bool(each.isfinite().all()) for each in alone.raw_store.tensors.values())
+    together = run_rows(model, [traced, with_loss, traced], autoencoders)
+    same(together[0], alone)
+    same(together[2], alone)
+    same(together[1], run_rows(model, [with_loss], autoencoders)[0])
+    after = RawTensorId(Location.RESID_DELTA_MLP, model.shape.layers - 1, BACKWARD)
+    assert not together[0].raw_store.tensors[after].any()
+
+
 def test_rows_of_rotated_positions_are_what_they_are_alone(llama: SubjectModel) -> None:
     """Each row counts its positions from its own beginning."""
     captures = every_target(AutoencoderSet())

@@ -103,6 +103,26 @@ def watch_gradient(part: Part, by_row: Overwrites, rows: Collection[int], kept: 
     part.tensor.register_hook(flows)  # type: ignore[no-untyped-call]
 
 
+def without_gradient(part: Part, rows: Collection[int]) -> Tensor:
+    """The tensor for what comes after it, from where no gradient reaches these rows of it.
+
+    It is set to 0 rather than multiplied: it may be no number.
+    """
+    if not part.tensor.requires_grad:
+        return part.tensor
+    slices = [part.slices[row] for row in rows]
+
+    def flows(gradient: Tensor) -> Tensor:
+        reached = gradient.clone()
+        for where in slices:
+            reached[where] = 0
+        return reached
+
+    after = part.tensor.view_as(part.tensor)
+    after.register_hook(flows)  # type: ignore[no-untyped-call]
+    return after
+
+
 def find_row(stored: Mapping[Place, Sequence[Part]], place: Place, row: int) -> Tensor | None:
     """A row's view of the tensor at a place; None where nothing is stored of it."""
     for part in stored.get(place, ()):

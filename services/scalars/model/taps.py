@@ -20,13 +20,13 @@ from services.scalars.model.locations import ActivationLocationType, LayerIndex,
 from services.scalars.model.packing import Group, Packing
 from services.scalars.model.tapped_parts import (
     Overwrite,
-    Overwrites,
     Part,
     Place,
     RawTensorId,
     find_row,
     overwritten,
     watch_gradient,
+    without_gradient,
 )
 
 __all__ = ["Overwrite", "Place", "RawTensorId", "RowTaps", "Taps"]
@@ -38,8 +38,8 @@ class RowTaps:
 
     Overwrites are applied in the order given. `residuals` are places of the residual stream that
     are kept as they are, so that something can be computed from them and differentiated. Where
-    there are any, the backward pass starts at the first: a gradient after it is 0, and setting it
-    changes nothing.
+    there are any, the backward pass starts at the first: a gradient after it is 0, setting it
+    changes nothing, and nothing of it comes back to the start.
     """
 
     captures: frozenset[RawTensorId] = frozenset()
@@ -91,7 +91,6 @@ class Taps:
         self._starts = {
             index: row.residuals[0] for index, row in enumerate(self.rows) if row.residuals
         }
-        self._after_start: dict[Place, frozenset[int]] = {}
         self._injected = {
             (autoencoder.location, layer): autoencoder
             for location, layer in self._touched
@@ -179,22 +178,32 @@ class Taps:
         backward = RawTensorId(location, layer, PassType.BACKWARD)
         part = part.with_tensor(overwritten(part, self._overwrites.get(forward, {})))
         tensor = part.tensor
-        # As other rows may start later, a row's gradients after its start are passed by in vain.
-        self._after_start[place] = frozenset(
-            row for row, start in self._starts.items() if start in self._seen and start != place
-        )
         wanting = self._captures.get(backward, set())
         if self.backward and wanting:
             self._shapes.setdefault(place, []).append(part.with_tensor(tensor.detach().to("meta")))
         if tensor.requires_grad:
+            in_vain = self._after_start(place)
+            by_row = self._overwrites.get(backward, {})
+            by_row = {row: each for row, each in by_row.items() if row not in in_vain}
             kept = self._gradients.setdefault(place, [])
-            watch_gradient(part, self._gradient_overwrites(backward), wanting, kept)
+            watch_gradient(part, by_row, wanting - in_vain, kept)
         if forward in self._captures:
             found = part.with_tensor(tensor.detach()).of_rows(self._captures[forward])
             self._forward.setdefault(place, []).extend(found)
         if place in self._kept:
             self._residuals[place] = part
-        return tensor
+        starting = [row for row, start in self._starts.items() if start == place]
+        return without_gradient(part, starting) if starting else tensor
+
+    def _after_start(self, place: Place) -> frozenset[int]:
+        """The rows whose backward pass starts before a place that is tapped now.
+
+        Other rows may start later. Then a gradient flows by of these rows too, and in vain: 0, or,
+        where their activations are not finite, no number.
+        """
+        return frozenset(
+            row for row, start in self._starts.items() if start in self._seen and start != place
+        )
 
     def _inject(self, x: Tensor, autoencoder: Autoencoder, layer: int) -> Tensor:
         """Puts an autoencoder with its error into the way of the tensor (N, I) that it reads.
@@ -268,9 +277,10 @@ class Taps:
     ) -> Tensor:
         """The gradient of what goes on is that of the error, and gives that of the latents."""
         slices = {row: self._slices[row] for row in rows}
+        reached = rows - self._after_start((autoencoder.location, layer))
         of_error, of_latents = (
             (
-                self._captures.get(RawTensorId(name, layer, PassType.BACKWARD), set()) & rows,
+                self._captures.get(RawTensorId(name, layer, PassType.BACKWARD), set()) & reached,
                 self._gradients.setdefault((name, layer), []),
             )
             for name in (autoencoder.error_location, autoencoder.latent_location)
@@ -286,12 +296,6 @@ class Taps:
         x = x.view_as(x)
         x.register_hook(flows)  # type: ignore[no-untyped-call]
         return x
-
-    def _gradient_overwrites(self, target: RawTensorId) -> Overwrites:
-        """The overwrites of a gradient, of rows whose backward pass reaches it."""
-        in_vain = self._after_start.get(target.place, frozenset())
-        by_row = self._overwrites.get(target, {})
-        return {row: each for row, each in by_row.items() if row not in in_vain}
 
     def residuals(self, row: int) -> list[Tensor]:
         """The places of the residual stream (T, D) that a row keeps, with their graph."""
