@@ -138,6 +138,7 @@ def _top_tokens(
         resolved.nodes(np.zeros(1, dtype=np.int64)),
         resolved.layout,
         derivation.captured,
+        derivation.check,
     )
     vector = found.vectors(np.zeros(1, dtype=np.int64))[0].float()
     length = vector.norm()

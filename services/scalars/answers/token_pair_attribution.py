@@ -6,16 +6,16 @@ over the tokens that they attend to: (Σ_h P v_k W_O^h) · ∇_x z_n for the tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from services.scalars.answers.node_lists import NodeList
-from services.scalars.autoencoders import AutoencoderSet
-from services.scalars.deriving.differentiation import gradient
+from services.scalars.autoencoders import Autoencoder, AutoencoderSet
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import (
     ActivationLocationType,
@@ -24,10 +24,9 @@ from services.scalars.model.locations import (
     PassType,
 )
 from services.scalars.model.taps import RawTensorId
-from services.scalars.model.weights import lasting
 from services.scalars.vocabulary.node_directions import Captured, Layout
-from services.scalars.vocabulary.read_directions import lasting_indices
 
+_PART_BYTES = 32 << 20
 _LOCATIONS = (
     ActivationLocationType.RESID_DELTA_ATTN,
     ActivationLocationType.ATTN_QK_PROBS,
@@ -89,53 +88,108 @@ class TokenPairAttribution:
             for layer in autoencoder.layers
         )
 
+    def n_bytes(self, nodes: int, count: int, n_tokens: int) -> int:
+        """Memory that attributing so many nodes takes, from above."""
+        autoencoder = self._autoencoders.attention
+        if autoencoder is None:
+            return 0
+        latents = max(autoencoder.latent_count(layer) for layer in autoencoder.layers)
+        of_parts = max(
+            _at_once(each) * each
+            for each in (_encoded_bytes(latents), self._bytes_of_one(n_tokens))
+        )
+        return of_parts + nodes * (24 * min(count, n_tokens) + 64)
+
+    def _bytes_of_one(self, n_tokens: int) -> int:
+        """What a latent takes: its slope along each head, and its products with all values."""
+        shape = self._model.shape
+        return 4 * (
+            4 * shape.residual_stream_channels
+            + shape.attn_heads * (2 * shape.value_channels + 4 * n_tokens)
+        )
+
     def of(
         self,
         spec: TokenPairAttributionSpec,
         nodes: NodeList,
         layout: Layout,
         captured: Captured,
-        n_tokens: int,
+        check: Callable[[], None],
     ) -> TokenPairAttributions:
-        """The tokens of each node; a latent that is inactive at its token has none."""
+        """The tokens of each node; a latent that is inactive at its token has none.
+
+        `check` is called now and then, and may raise.
+        """
+        blocks = [each for each in nodes.blocks() if self._attributes(each[0], layout)]
+        n_tokens = len(captured(_LOCATIONS[0], blocks[0][1])) if blocks else 0
         count = min(spec.count, n_tokens)
         attributed = np.zeros(len(nodes), dtype=bool)
         tokens = np.zeros((2, len(nodes), count), dtype=np.int64)
         values = np.zeros((2, len(nodes), count), dtype=np.float32)
-        for node_type, layer, positions in nodes.blocks():
-            if not self._attributes(node_type, layout):
-                continue
-            active, by_token = self._by_token(
-                layer,
-                nodes.indices[positions][:, :2],
-                [captured(each, layer) for each in _LOCATIONS],
-            )
-            attributed[positions] = active
-            for side, largest in enumerate((True, False)):
-                best = torch.topk(by_token, count, dim=1, largest=largest)
-                tokens[side, positions] = best.indices.cpu().numpy()
-                values[side, positions] = best.values.cpu().numpy()
+        for _, layer, positions in blocks:
+            indices = nodes.indices[positions][:, :2]
+            output, probs, head_values = (captured(each, layer) for each in _LOCATIONS)
+            active = np.flatnonzero(self._active(layer, indices, output, check))
+            step = _at_once(self._bytes_of_one(n_tokens))
+            for first in range(0, len(active), step):
+                check()
+                some = active[first : first + step]
+                by_token = self._by_token(layer, indices[some], probs, head_values)
+                finite = by_token.isfinite().all(dim=1).cpu().numpy()
+                by_token = by_token[torch.from_numpy(finite).to(by_token.device)]
+                here = positions[some[finite]]
+                attributed[here] = True
+                for side, largest in enumerate((True, False)):
+                    best = torch.topk(by_token, count, dim=1, largest=largest)
+                    tokens[side, here] = best.indices.cpu().numpy()
+                    values[side, here] = best.values.cpu().numpy()
         return TokenPairAttributions(attributed, tokens[0], values[0], tokens[1], values[1])
 
+    def _active(
+        self,
+        layer: int,
+        indices: NDArray[np.int64],
+        output: Tensor,
+        check: Callable[[], None],
+    ) -> NDArray[np.bool_]:
+        """Which latents (m,) are active at their tokens."""
+        autoencoder = self._of_attention()
+        queries, which = np.unique(indices[:, 0], return_inverse=True)
+        found = np.zeros(len(indices), dtype=bool)
+        step = _at_once(_encoded_bytes(autoencoder.latent_count(layer)))
+        for first in range(0, len(queries), step):
+            check()
+            rows = torch.from_numpy(queries[first : first + step]).to(output.device)
+            active = autoencoder.encode(layer, output[rows]) > 0
+            here = np.flatnonzero((which >= first) & (which < first + step))
+            at = torch.from_numpy(np.stack([which[here] - first, indices[here, 1]]))
+            row, latent = at.to(output.device)
+            found[here] = active[row, latent].cpu().numpy()
+        return found
+
     def _by_token(
-        self, layer: int, indices: NDArray[np.int64], tensors: Sequence[torch.Tensor]
-    ) -> tuple[NDArray[np.bool_], torch.Tensor]:
-        """Which latents (m,) are active, and what each token contributes to them, (m, S)."""
+        self, layer: int, indices: NDArray[np.int64], probs: Tensor, values: Tensor
+    ) -> Tensor:
+        """What each token contributes to active latents (m, 2), (m, S)."""
+        query, latent = torch.from_numpy(indices.T).to(values.device)
+        # An active latent rises by what is written along its row of the encoder.
+        slopes = self._of_attention().encoder(layer)[latent].to(values.dtype)
+        # What each head would have to write along it, for every value at once.
+        along = torch.einsum("hed,md->mhe", self._model.write.attn[layer], slopes)
+        per_value = torch.einsum("she,mhe->msh", values, along)
+        return (probs[query] * per_value).sum(dim=2).float()
+
+    def _of_attention(self) -> Autoencoder:
         autoencoder = self._autoencoders.attention
         if autoencoder is None:
             raise ValueError("there is no autoencoder on attention")
-        output, probs, values = tensors
-        query, latent = lasting_indices(output.device, indices[:, 0], indices[:, 1])
-        rows = output[query]
-        with lasting():
-            chosen = latent[:, None]
-        active = autoencoder.encode(layer, rows).gather(1, chosen)[:, 0]
-        slopes = gradient(
-            lambda inputs: autoencoder.encode(layer, inputs).gather(1, chosen).sum(), rows
-        )
-        # What each head would have to write along the gradient, for every value at once.
-        along = torch.einsum("hed,md->mhe", self._model.write.attn[layer], slopes)
-        per_value = torch.einsum("she,mhe->msh", values, along)
-        found = (probs[query] * per_value).sum(dim=2).float()
-        usable = (active != 0) & found.isfinite().all(dim=1)
-        return usable.cpu().numpy(), torch.where(usable[:, None], found, 0.0)
+        return autoencoder
+
+
+def _encoded_bytes(latents: int) -> int:
+    """What encoding a token takes: its latents before and after the activation, and masks."""
+    return 4 * 8 * latents
+
+
+def _at_once(bytes_of_one: int) -> int:
+    return max(1, _PART_BYTES // bytes_of_one)

@@ -33,8 +33,8 @@ from services.scalars.vocabulary.scored_tokens import ScoredTokensSpec
 from services.scalars.vocabulary.vocabulary_lists import VocabularyLists
 from shared.errors import InvalidArgument, ResourceExhausted
 
-MAX_SCORED = 500_000
-"""Most entries of the vocabulary that one request lists, over all of its nodes."""
+MAX_LISTED = 500_000
+"""Most tokens that one request lists, over all of its nodes."""
 
 AnySpec = (
     Selection
@@ -208,7 +208,6 @@ class Planner:
         Answers the memory that projecting directions on the vocabulary takes.
         """
         projected = 0
-        width = self._subject.model.shape.residual_stream_channels
         for each in inference.specs:
             spec = each.spec
             if not isinstance(spec, ScoredTokensSpec | TokenPairAttributionSpec):
@@ -222,14 +221,18 @@ class Planner:
                 for name, other in every.top_nodes().items()
                 if name == spec.depends_on
             )
+            n_tokens = len(plan.prepared.tokens)
             if isinstance(spec, ScoredTokensSpec):
-                _check_scored(nodes, min(spec.count, self._vocabulary.size), each.field)
+                count = min(spec.count, self._vocabulary.size)
+                _check_listed(nodes, count, f"{each.field}.token_count")
                 plan.captures |= self._directions.captures(spec.scoring, layout)
-                plan.extra_bytes += 8 * nodes * width
+                plan.extra_bytes += self._directions.n_bytes(nodes, n_tokens)
                 projected = max(projected, self._vocabulary.n_bytes(nodes))
             else:
+                count = min(spec.count, n_tokens)
+                _check_listed(nodes, count, f"{each.field}.attended_to_token_count")
                 plan.captures |= self._attribution.captures(layout)
-                plan.extra_bytes += 8 * nodes * (width + len(plan.prepared.tokens))
+                plan.extra_bytes += self._attribution.n_bytes(nodes, count, n_tokens)
         return projected
 
 
@@ -341,13 +344,13 @@ def _check_united(inferences: Sequence[BatchInference], plans: Sequence[Inferenc
                 raise too_many_nodes(total[each.name], each.field)
 
 
-def _check_scored(nodes: int, count: int, field: str) -> None:
+def _check_listed(nodes: int, count: int, field: str) -> None:
     entries = 2 * nodes * count
-    if entries > MAX_SCORED:
+    if entries > MAX_LISTED:
         raise ResourceExhausted(
-            f"up to {entries} tokens would be listed for {nodes} nodes; {MAX_SCORED} is the most. "
+            f"up to {entries} tokens would be listed for {nodes} nodes; {MAX_LISTED} is the most. "
             "Ask for fewer tokens or fewer nodes",
-            field=f"{field}.token_count",
+            field=field,
             reason="REQUEST_TOO_LARGE",
-            metadata={"entries": str(entries), "limit": str(MAX_SCORED)},
+            metadata={"entries": str(entries), "limit": str(MAX_LISTED)},
         )

@@ -27,7 +27,8 @@ from services.scalars.vocabulary.read_directions import (
     head_reads,
     latent_reads,
     neuron_read_directions,
-    neuron_reads,
+    neuron_read_lengths,
+    read_bytes,
 )
 from services.scalars.vocabulary.scored_tokens import Directions, TokenScoring, lengths
 
@@ -46,6 +47,8 @@ _TOKEN_PAIRS = (
     (Dimension.SEQUENCE_TOKEN_PAIRS, Dimension.ATTN_HEADS),
 )
 _BY_TOKEN = Dimension.SEQUENCE_TOKENS
+_COPIES = 6
+"""Most that there are of a direction at one time."""
 
 
 class NodeDirections:
@@ -66,6 +69,11 @@ class NodeDirections:
                     for location, at in self._needed(scoring, node_type, dimensions, layer)
                 )
         return frozenset(found)
+
+    def n_bytes(self, nodes: int, n_tokens: int) -> int:
+        """Memory that the directions of so many nodes take, from above."""
+        of_nodes = _COPIES * 4 * nodes * self._model.shape.residual_stream_channels
+        return of_nodes + read_bytes(self._model, n_tokens)
 
     def _needed(
         self,
@@ -100,11 +108,17 @@ class NodeDirections:
             yield point.location, point.layer
 
     def of(
-        self, scoring: TokenScoring, nodes: NodeList, layout: Layout, captured: Captured
+        self,
+        scoring: TokenScoring,
+        nodes: NodeList,
+        layout: Layout,
+        captured: Captured,
+        check: Callable[[], None],
     ) -> list[Directions]:
-        """Directions of the nodes of a list that have one."""
+        """Directions of the nodes of a list that have one; `check` is called now and then."""
         found = []
         for node_type, number, positions in nodes.blocks():
+            check()
             layer = None if number < 0 else number
             dimensions = layout[node_type]
             needed = list(self._needed(scoring, node_type, dimensions, layer))
@@ -117,9 +131,11 @@ class NodeDirections:
             elif scoring is TokenScoring.UPVOTED_OUTPUT_TOKENS:
                 found.append(self._write(node_type, layer, positions, indices, tensors))
             elif scoring is TokenScoring.INPUT_TOKENS_THAT_UPVOTE_MLP:
-                found.append(self._mlp_read(node_type, layer, positions, indices, tensors[0]))
+                found.append(
+                    self._mlp_read(node_type, layer, positions, indices, tensors[0], check)
+                )
             else:
-                found.append(self._head_read(scoring, layer, positions, indices, tensors[0]))
+                found.append(self._head_read(scoring, layer, positions, indices, tensors[0], check))
         return found
 
     def _is_embedding(
@@ -186,22 +202,28 @@ class NodeDirections:
         return _located(positions, keys, vectors, which, active, constant=True)
 
     def _mlp_read(
-        self, node_type: NodeType, layer: int, positions: Column, indices: Column, residual: Tensor
+        self,
+        node_type: NodeType,
+        layer: int,
+        positions: Column,
+        indices: Column,
+        residual: Tensor,
+        check: Callable[[], None],
     ) -> Directions:
-        tokens, which = indices[:, 0], indices[:, 1]
+        model, tokens, which = self._model, indices[:, 0], indices[:, 1]
         if node_type is NodeType.MLP_NEURON:
             # The layer norm's scale alone makes a neuron's differ from token to token.
             return Directions(
                 positions,
                 [(layer, node_type, each) for each in which.tolist()],
-                lambda some: neuron_read_directions(self._model, layer, residual, which[some]),
-                lengths(neuron_reads(self._model, layer, residual, tokens, which)),
+                lambda some: neuron_read_directions(model, layer, residual, which[some], check),
+                neuron_read_lengths(model, layer, residual, tokens, which, check),
                 constant=True,
             )
         autoencoder = self._autoencoders.for_node_type(node_type)
         if autoencoder is None:
             raise ValueError(f"no autoencoder has the nodes {node_type.value}")
-        vectors = latent_reads(self._model, autoencoder, layer, residual, tokens, which)
+        vectors = latent_reads(model, autoencoder, layer, residual, tokens, which, check)
         return _read(positions, [(layer, node_type, *each) for each in indices.tolist()], vectors)
 
     def _head_read(
@@ -211,9 +233,10 @@ class NodeDirections:
         positions: Column,
         indices: Column,
         residual: Tensor,
+        check: Callable[[], None],
     ) -> Directions:
         pairs, heads = indices[:, :2], indices[:, 2]
-        vectors = head_reads(self._model, _PARTS[scoring], layer, residual, pairs, heads)
+        vectors = head_reads(self._model, _PARTS[scoring], layer, residual, pairs, heads, check)
         keys = [(layer, "head", *each) for each in indices.tolist()]
         return _read(positions, keys, vectors)
 

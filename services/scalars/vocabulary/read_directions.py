@@ -7,6 +7,8 @@ as there are tokens, or, in the MLP, all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,8 +20,13 @@ from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.family import SubjectModel
 from services.scalars.model.locations import ActivationLocationType
 from services.scalars.model.weights import lasting
+from services.scalars.vocabulary.scored_tokens import lengths
 
 Column = NDArray[np.int64]
+
+_PART_BYTES = 32 << 20
+_FEWEST, _MOST = 16, 512
+"""Nodes that are read at once: a product of all nodes and all neurons would not fit."""
 
 
 def lasting_indices(device: torch.device, *columns: Column) -> tuple[Tensor, ...]:
@@ -28,31 +35,47 @@ def lasting_indices(device: torch.device, *columns: Column) -> tuple[Tensor, ...
         return tuple(torch.from_numpy(column.copy()).to(device) for column in columns)
 
 
-def neuron_reads(
-    model: SubjectModel, layer: int, residual: Tensor, tokens: Column, neurons: Column
+def neuron_read_lengths(
+    model: SubjectModel,
+    layer: int,
+    residual: Tensor,
+    tokens: Column,
+    neurons: Column,
+    check: Callable[[], None],
 ) -> Tensor:
-    """Gradients (m, D) of neurons' pre-activations at the residual stream (T, D) before the MLP."""
-    unique, which = np.unique(neurons, return_inverse=True)
-    wanted, chosen = lasting_indices(residual.device, unique, which)
+    """Lengths (m,) of the gradients of neurons' pre-activations at the residual stream (T, D)
+    before the MLP.
 
-    def total(rows: Tensor) -> Tensor:
-        pre = model.mlp_neurons(layer, rows, detach_scale=True, neurons=wanted).pre_act
-        return pre.gather(1, chosen[:, None]).sum()
-
-    return gradient(total, residual[torch.from_numpy(tokens).to(residual.device)])
+    `check` is called now and then, and may raise; so in all of these functions.
+    """
+    return _in_parts(
+        len(tokens),
+        _neuron_bytes(model),
+        lambda some: lengths(
+            _neuron_reads(model, layer, _rows(residual, tokens[some]), neurons[some])
+        ),
+        check,
+    )
 
 
 def neuron_read_directions(
-    model: SubjectModel, layer: int, like: Tensor, neurons: Column
+    model: SubjectModel, layer: int, like: Tensor, neurons: Column, check: Callable[[], None]
 ) -> Tensor:
-    """The same (m, D) times a positive number each that depends on the weights alone.
+    """These gradients (m, D) times a positive number each that depends on the weights alone.
 
     Taken where the layer norm's scale is about 1, in the type and on the device of `like`. At a
     token whose residual stream is huge, a gradient is too small to have a direction.
     """
-    rows = like.new_ones((len(neurons), like.shape[1]))
-    rows[:, ::2] = -1
-    return neuron_reads(model, layer, rows, np.arange(len(neurons)), neurons)
+    point = like.new_ones((1, like.shape[1]))
+    point[:, ::2] = -1
+    return _in_parts(
+        len(neurons),
+        _neuron_bytes(model),
+        lambda some: _neuron_reads(
+            model, layer, point.expand(len(neurons[some]), -1), neurons[some]
+        ),
+        check,
+    )
 
 
 def latent_reads(
@@ -62,18 +85,25 @@ def latent_reads(
     residual: Tensor,
     tokens: Column,
     latents: Column,
+    check: Callable[[], None],
 ) -> Tensor:
-    """The same of latents of an autoencoder on the MLP's neurons or its output."""
-    unique, which = np.unique(latents, return_inverse=True)
-    wanted, chosen = lasting_indices(residual.device, unique, which)
+    """Gradients (m, D) of pre-activations of latents of an autoencoder on the MLP's neurons or its
+    output at the residual stream (T, D) before the MLP.
+    """
 
-    def total(rows: Tensor) -> Tensor:
-        read = model.mlp_neurons(layer, rows, detach_scale=True).post_act
-        if autoencoder.location is not ActivationLocationType.MLP_POST_ACT:
-            read = model.mlp_output(layer, read)
-        return autoencoder.encode_pre(layer, read, wanted).gather(1, chosen[:, None]).sum()
+    def reads(some: slice) -> Tensor:
+        unique, which = np.unique(latents[some], return_inverse=True)
+        wanted, chosen = lasting_indices(residual.device, unique, which)
 
-    return gradient(total, residual[torch.from_numpy(tokens).to(residual.device)])
+        def total(rows: Tensor) -> Tensor:
+            read = model.mlp_neurons(layer, rows, detach_scale=True).post_act
+            if autoencoder.location is not ActivationLocationType.MLP_POST_ACT:
+                read = model.mlp_output(layer, read)
+            return autoencoder.encode_pre(layer, read, wanted).gather(1, chosen[:, None]).sum()
+
+        return gradient(total, _rows(residual, tokens[some]))
+
+    return _in_parts(len(tokens), _latent_bytes(model), reads, check)
 
 
 def head_reads(
@@ -83,6 +113,7 @@ def head_reads(
     residual: Tensor,
     pairs: Column,
     heads: Column,
+    check: Callable[[], None],
 ) -> Tensor:
     """Gradients (m, D) of attention logits of token pairs (m, 2) and heads, through the query at
     the query's token or the key at the key's, at the residual stream (T, D) before the attention.
@@ -92,6 +123,7 @@ def head_reads(
     turns = _occurrence(tokens)
     found = residual.new_zeros((len(pairs), residual.shape[1]))
     for turn in range(int(turns.max(initial=-1)) + 1):
+        check()
         (chosen,) = lasting_indices(residual.device, np.flatnonzero(turns == turn))
 
         def total(rows: Tensor, chosen: Tensor = chosen) -> Tensor:
@@ -103,6 +135,59 @@ def head_reads(
         of_tokens = gradient(total, residual)
         found[chosen] = of_tokens[torch.from_numpy(tokens).to(residual.device)[chosen]]
     return found
+
+
+def read_bytes(model: SubjectModel, n_tokens: int) -> int:
+    """Most memory that any of these takes besides what it answers."""
+    shape = model.shape
+    per_token = 16 * shape.residual_stream_channels + 8 * n_tokens * shape.attn_heads
+    return max(
+        *(_at_once(each) * each for each in (_neuron_bytes(model), _latent_bytes(model))),
+        4 * n_tokens * per_token,
+    )
+
+
+def _neuron_reads(model: SubjectModel, layer: int, rows: Tensor, neurons: Column) -> Tensor:
+    unique, which = np.unique(neurons, return_inverse=True)
+    wanted, chosen = lasting_indices(rows.device, unique, which)
+
+    def total(rows: Tensor) -> Tensor:
+        pre = model.mlp_neurons(layer, rows, detach_scale=True, neurons=wanted).pre_act
+        return pre.gather(1, chosen[:, None]).sum()
+
+    return gradient(total, rows)
+
+
+def _rows(residual: Tensor, tokens: Column) -> Tensor:
+    return residual[torch.from_numpy(tokens).to(residual.device)]
+
+
+def _in_parts(
+    number: int,
+    bytes_of_one: int,
+    read: Callable[[slice], Tensor],
+    check: Callable[[], None],
+) -> Tensor:
+    """What is read of so many nodes, a part of them at a time."""
+    parts = []
+    step = _at_once(bytes_of_one)
+    for first in range(0, number, step):
+        check()
+        parts.append(read(slice(first, min(first + step, number))))
+    return torch.cat(parts)
+
+
+def _at_once(bytes_of_one: int) -> int:
+    return max(_FEWEST, min(_MOST, _PART_BYTES // bytes_of_one))
+
+
+def _neuron_bytes(model: SubjectModel) -> int:
+    """What a row takes: its residual stream and columns of the others' neurons, several times."""
+    return 4 * (10 * model.shape.residual_stream_channels + 8 * _MOST)
+
+
+def _latent_bytes(model: SubjectModel) -> int:
+    return _neuron_bytes(model) + 4 * 10 * model.shape.mlp_acts
 
 
 def _occurrence(values: Column) -> Column:

@@ -154,20 +154,25 @@ def _key(request: Scoring, number: int, directions: Directions, key: Hashable) -
 
 
 def lengths(vectors: Tensor) -> Tensor:
-    """The lengths of rows, (m,) in float32."""
-    return _lengths(vectors).float()
-
-
-def _lengths(vectors: Tensor) -> Tensor:
-    # The squares of what a huge residual stream leaves of a gradient are 0 in single precision.
-    found: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+    """The lengths of rows (m, D), (m,) in float32."""
+    scaled, scale = _scaled(vectors)
+    found: Tensor = scaled.norm(dim=1) * scale[:, 0]
     return found
+
+
+def _scaled(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows divided by their largest element, and that: of others the squares may all be 0."""
+    vectors = vectors.float()
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    largest = torch.where(largest == 0, 1.0, largest)
+    return vectors / largest, largest
 
 
 def _unit(vectors: Tensor) -> Tensor:
     """The same directions with length 1; 0 where there is no direction."""
-    length = _lengths(vectors)[:, None]
-    unit = (vectors / torch.where(length == 0, 1.0, length)).float()
+    unit, _ = _scaled(vectors)
+    length = unit.norm(dim=1, keepdim=True)
+    unit = unit / torch.where(length == 0, 1.0, length)
     # A direction that is no number has no scores; elsewhere it would spread over its neighbours.
     return torch.where(unit.isfinite().all(dim=1, keepdim=True), unit, 0.0)
 
