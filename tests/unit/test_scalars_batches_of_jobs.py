@@ -205,22 +205,62 @@ async def test_a_derivation_that_fails_does_so_alone(
     assert all(CAPTURE in found[index] for index in (0, 2))
 
 
-async def test_what_failed_holds_no_tensors(
-    subject: Subject, inferences: list[PreparedInference], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not even until garbage is collected, neither of a derivation nor of a run."""
+def watched(
+    monkeypatch: pytest.MonkeyPatch, begins: Callable[[], object] = lambda: None
+) -> list[weakref.ref[object]]:
+    """The taps of all runs to come; `begins` is called when one does."""
     held: list[weakref.ref[object]] = []
-
-    def fail(run: RunResult, check: Check) -> None:
-        held.append(weakref.ref(run.raw_store))
-        raise ZeroDivisionError("a defect")
 
     class WatchedTaps(Taps):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             held.append(weakref.ref(self))
+            begins()
 
     monkeypatch.setattr(passes, "Taps", WatchedTaps)
+    return held
+
+
+async def test_what_ends_between_its_passes_or_is_run_again_holds_no_tensors(
+    subject: Subject, inferences: list[PreparedInference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    held = watched(monkeypatch, lambda: gate.derive(None, lambda: None))  # type: ignore[arg-type]
+    impossible = replace(inferences[1], tokens=(subject.model.shape.vocab_size + 7,))
+    engine = Engine(subject.model, reuse_bytes=0)
+    gc.collect()
+    gc.disable()
+    try:
+        job = Job(inferences[0], [CAPTURE, GRADIENT], tensors)
+        abandoned = asyncio.create_task(engine.run(job))
+        await begun(gate)
+        abandoned.cancel()
+        await asyncio.gather(abandoned, return_exceptions=True)
+        gate.release.set()
+        await until(lambda: all(each() is None for each in held))
+        monkeypatch.undo()
+        others = watched(monkeypatch)
+        jobs = [Job(each, [CAPTURE, GRADIENT], tensors) for each in (inferences[0], impossible)]
+        found = await together(engine, jobs)
+        assert isinstance(found.pop(), IndexError)
+        await until(lambda: all(each() is None for each in others))
+        # The worker is held by one run; two rows run together, and then one by one.
+        assert (len(held), len(others)) == (1, 4)
+    finally:
+        gc.enable()
+        engine.close()
+
+
+async def test_what_failed_holds_no_tensors(
+    subject: Subject, inferences: list[PreparedInference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even until garbage is collected, neither of a derivation nor of a run."""
+    held = watched(monkeypatch)
+
+    def fail(run: RunResult, check: Check) -> None:
+        held.append(weakref.ref(run.raw_store))
+        raise ZeroDivisionError("a defect")
+
     impossible = replace(inferences[1], tokens=(subject.model.shape.vocab_size + 7,))
     engine = Engine(subject.model, reuse_bytes=0)
     gc.collect()

@@ -20,7 +20,7 @@ import torch
 
 from services.scalars.autoencoders import AutoencoderSet
 from services.scalars.engine.admission import MemoryBudget, is_out_of_memory, out_of_memory
-from services.scalars.engine.jobs import Abandoned, Waiting
+from services.scalars.engine.jobs import Abandoned, Waiting, write_down_trace
 from services.scalars.engine.metrics import (
     BATCH_ROWS,
     BATCH_TOKENS,
@@ -147,7 +147,11 @@ class BatchOfJobs:
         try:
             return run_rows(self._model, rows, self._autoencoders)
         except BaseException as error:  # noqa: BLE001 - whatever it is, a caller must learn of it
-            return None if is_out_of_memory(error) else error
+            if is_out_of_memory(error):
+                return None
+            # Its trace would keep the frame that is given it, and what the run left.
+            write_down_trace(error)
+            return error
 
     def _fail(self, part: Sequence[_SharedRun], error: BaseException) -> None:
         if isinstance(error, Abandoned) or len(part) > 1:

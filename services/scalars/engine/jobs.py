@@ -87,7 +87,7 @@ class Waiting:
     def settle(self, *, value: Any = None, error: BaseException | None = None) -> None:
         """Hands the caller a result, from any thread; what comes second is passed over."""
         if error is not None:
-            _write_down_trace(error)
+            write_down_trace(error)
         if isinstance(error, StopIteration):
             # No future takes it.
             error = RuntimeError(f"a derivation raised {error!r}")
@@ -105,7 +105,7 @@ class Waiting:
             self.loop.call_soon_threadsafe(hand_over)
 
 
-def _write_down_trace(error: BaseException) -> None:
+def write_down_trace(error: BaseException) -> None:
     """Has a note in the place of an error's trace, whose frames hold the tensors of a run.
 
     The caller's future holds the error and is held by these frames, so that all of it would stay
