@@ -44,8 +44,8 @@ class Waiting:
     """A job in the queue, with what must be known of it to put it into a batch.
 
     `estimated` gives the estimate for its run by what is captured, `run_bytes` is that for what it
-    wants itself. `deadline` is a time of `time.monotonic`, None for
-    none. `passed_over` tells that younger jobs went before it, as they needed no run.
+    wants itself. `deadline` is a time of `time.monotonic`, None for none. `passed_over` tells that
+    younger jobs went before it, as they needed no run.
     """
 
     job: Job[Any]
