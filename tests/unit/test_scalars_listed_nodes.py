@@ -29,7 +29,8 @@ from services.scalars.model.locations import (
 )
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.passes.inference import InferenceSpec
-from services.scalars.requests.batches import BatchInference, NamedSpec
+from services.scalars.requests.batches import MAX_LISTED, BatchInference, NamedSpec
+from services.scalars.requests.selections import ComponentSpec
 from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec
 from services.scalars.vocabulary import read_directions
 from services.scalars.vocabulary.node_directions import NodeDirections
@@ -209,4 +210,26 @@ async def test_attributions_have_a_bound(subject: Subject) -> None:
     finally:
         engine.close()
     assert caught.value.field == "specs[1].token_pair_attribution.attended_to_token_count"
+    assert caught.value.reason == "REQUEST_TOO_LARGE"
+
+
+async def test_top_tokens_of_components_have_a_bound(subject: Subject) -> None:
+    """Of all components of a call together."""
+    of_one = 2 * min(10_000, subject.model.shape.vocab_size)
+    number = MAX_LISTED // of_one
+    engine = Engine(subject.model, subject.autoencoders)
+    plane = DataPlane(subject, engine)
+
+    spec = ComponentSpec("mlp_post_act", 0, 1, top_token_count=10_000)
+    inferences = [
+        BatchInference(InferenceSpec("a"), (NamedSpec("c", spec, f"[{at}].component"),), f"[{at}]")
+        for at in range(number + 2)
+    ]
+    try:
+        with pytest.raises(ResourceExhausted) as caught:
+            await plane.derive_batch(inferences)
+    finally:
+        engine.close()
+    # A few entries of the vocabulary are padding.
+    assert caught.value.field.endswith("component.top_token_count")
     assert caught.value.reason == "REQUEST_TOO_LARGE"

@@ -34,7 +34,10 @@ from services.scalars.vocabulary.vocabulary_lists import VocabularyLists
 from shared.errors import InvalidArgument, ResourceExhausted
 
 MAX_LISTED = 500_000
-"""Most tokens that one request lists, over all of its nodes."""
+"""Most tokens that one request lists over all of its nodes, or the components of a call."""
+
+_ENTRY_BYTES = 200
+"""About what a listed token of a component takes."""
 
 AnySpec = (
     Selection
@@ -145,6 +148,7 @@ class Planner:
         ]
         _check_lengths(inferences, plans)
         _check_united(inferences, plans)
+        self._add_top_tokens(inferences, plans)
         scored = 0
         for inference, plan in zip(inferences, plans, strict=True):
             scored = max(scored, self._add_dependents(inference, plan, plans))
@@ -200,6 +204,21 @@ class Planner:
                 _check_dependency(named, spec, inference)
                 return spec
 
+    def _add_top_tokens(
+        self, inferences: Sequence[BatchInference], plans: Sequence[InferencePlan]
+    ) -> None:
+        """Adds what top tokens of components take, which are kept until the call is complete."""
+        listed = 0
+        for inference, plan in zip(inferences, plans, strict=True):
+            for each in inference.specs:
+                if isinstance(each.spec, ComponentSpec) and each.spec.top_token_count:
+                    count = min(each.spec.top_token_count, self._vocabulary.size)
+                    listed += 2 * count
+                    _check_entries(
+                        listed, "the components of this call", f"{each.field}.top_token_count"
+                    )
+                    plan.extra_bytes += 2 * count * _ENTRY_BYTES + 16 * self._vocabulary.size
+
     def _add_dependents(
         self, inference: BatchInference, plan: InferencePlan, plans: Sequence[InferencePlan]
     ) -> int:
@@ -224,13 +243,15 @@ class Planner:
             n_tokens = len(plan.prepared.tokens)
             if isinstance(spec, ScoredTokensSpec):
                 count = min(spec.count, self._vocabulary.size)
-                _check_listed(nodes, count, f"{each.field}.token_count")
+                _check_entries(2 * nodes * count, f"{nodes} nodes", f"{each.field}.token_count")
                 plan.captures |= self._directions.captures(spec.scoring, layout)
                 plan.extra_bytes += self._directions.n_bytes(nodes, n_tokens)
                 projected = max(projected, self._vocabulary.n_bytes(nodes))
             else:
                 count = min(spec.count, n_tokens)
-                _check_listed(nodes, count, f"{each.field}.attended_to_token_count")
+                _check_entries(
+                    2 * nodes * count, f"{nodes} nodes", f"{each.field}.attended_to_token_count"
+                )
                 plan.captures |= self._attribution.captures(layout)
                 plan.extra_bytes += self._attribution.n_bytes(nodes, count, n_tokens)
         return projected
@@ -344,11 +365,10 @@ def _check_united(inferences: Sequence[BatchInference], plans: Sequence[Inferenc
                 raise too_many_nodes(total[each.name], each.field)
 
 
-def _check_listed(nodes: int, count: int, field: str) -> None:
-    entries = 2 * nodes * count
+def _check_entries(entries: int, of: str, field: str) -> None:
     if entries > MAX_LISTED:
         raise ResourceExhausted(
-            f"up to {entries} tokens would be listed for {nodes} nodes; {MAX_LISTED} is the most. "
+            f"up to {entries} tokens would be listed for {of}; {MAX_LISTED} is the most. "
             "Ask for fewer tokens or fewer nodes",
             field=field,
             reason="REQUEST_TOO_LARGE",
