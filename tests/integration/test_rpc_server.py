@@ -82,6 +82,11 @@ class Probe:
             except asyncio.CancelledError:
                 self.cancelled.set()
                 raise
+        if request.datasets[0] == "late":
+            # Until the status is on its way.
+            while not context.code():  # noqa: ASYNC110 - nothing else tells of it
+                await asyncio.sleep(0)
+            raise errors.DeadlineExceeded("too late by itself")
         raise errors.NotFound("the second is missing")
 
     def __getattr__(self, name: str) -> Any:
@@ -340,6 +345,20 @@ async def test_a_stream_that_computes_ends_at_its_deadline(probe: Probe) -> None
     assert failure.code == "DEADLINE_EXCEEDED"
     await asyncio.wait_for(probe.cancelled.wait(), 5)
     await server.drain(1)
+
+
+async def test_work_that_fails_as_its_stream_ends_is_no_defect(
+    probe: Probe, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ServerOptions("records", limits=Limits(default_deadline_seconds=0.2))
+    server = await start_server([RpcService(SERVICE, probe)], options)
+    async with open_aio_channel(f"127.0.0.1:{server.port}") as opened:
+        call = records.RecordReaderStub(opened).BatchGetRecords(batch("late"))
+        failure = await failure_of(asyncio.wait_for(_read_to_the_end(call), 5))
+    assert failure.code == "DEADLINE_EXCEEDED"
+    assert failure.metadata == {"deadline_seconds": "0.2"}
+    await server.drain(1)
+    assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
 
 
 async def _read_to_the_end(call: Any) -> None:

@@ -49,16 +49,27 @@ class DeadlineInterceptor(Interceptor):
             seconds = self._enter(context)
             serving = asyncio.current_task()
             assert serving is not None
-            watch = asyncio.create_task(self._end(serving, context, seconds))
+            over = asyncio.Event()
+            watch = asyncio.create_task(self._end(serving, context, seconds, over))
             try:
-                await behavior(request, context)
+                try:
+                    await behavior(request, context)
+                except Exception:
+                    if not over.is_set():
+                        raise
+                if over.is_set():
+                    # Its status is on the way, and there is only one: this call is cancelled next.
+                    await watch
             finally:
                 watch.cancel()
 
         return call
 
-    async def _end(self, serving: asyncio.Task[Any], context: Context, seconds: float) -> None:
+    async def _end(
+        self, serving: asyncio.Task[Any], context: Context, seconds: float, over: asyncio.Event
+    ) -> None:
         await asyncio.sleep(seconds)
+        over.set()
         # What is under way arrives once the client reads; the work need not wait for that.
         status = asyncio.create_task(_send(context, _exceeded(seconds)))
         self._sending.add(status)
