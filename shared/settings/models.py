@@ -45,7 +45,7 @@ class Model(Section):
     """A Hugging Face directory: config.json, model.safetensors, tokenizer.json."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights of layers, and of the factors of products with them; all else is float32."""
+    """Of the weights of layers, factors and results of products with them; all else is float32."""
     excluded_tokens: str | None = None
     """A JSON list of token strings that top-token lists leave out."""
     autoencoders: tuple[Autoencoder, ...] = ()

@@ -383,6 +383,9 @@ def test_faults_of_saelens_weights(tmp_path: Path, refused: Refused) -> None:
     dead = good | {"W_dec": torch.zeros(LATENTS, WIDTH)}
     refused("rows of zeros", write_saelens(folder, hook, dead, rescale_acts_by_decoder_norm=True))
     refused("threshold is missing", write_saelens(folder, hook, good, "jumprelu"))
+    for architecture in ("jumprelu", "gated"):
+        scaling = write_saelens(folder, hook, good, architecture, rescale_acts_by_decoder_norm=True)
+        refused("standard and topk alone", scaling)
     configured = write_saelens(folder, hook, good)
     weights = folder / "sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])

@@ -111,6 +111,17 @@ def test_untied_unembedding(tmp_path: Path) -> None:
     vocab_size = json.loads((path / "config.json").read_text())["vocab_size"]
     change_weights(path, lm_head__weight=torch.ones(vocab_size, WIDTH))
     assert float(load(path).model.write.unembedding.sum()) == vocab_size * WIDTH
+    change_config(path, tie_word_embeddings=True)
+    fails(path, "tie_word_embeddings", "lm_head.weight differs")
+
+
+@pytest.mark.parametrize("said", [True, None])
+def test_a_tied_unembedding_may_be_there_twice(tmp_path: Path, said: bool | None) -> None:
+    path = write_checkpoint(tmp_path, config={"tie_word_embeddings": said})
+    embedding = load_file(path / WEIGHTS)["transformer.wte.weight"]
+    change_weights(path, lm_head__weight=embedding.clone())
+    model = load(path).model
+    assert model.write.unembedding is model.token_embedding
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -134,7 +145,9 @@ def test_truncated_weights(tmp_path: Path, kept: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [("", "JSON"), ("{", "JSON"), ("[]", "object"), ("\udcff", "JSON")]
+    ("content", "word"),
+    [("", "JSON"), ("{", "JSON"), ("[]", "object"), ("\udcff", "JSON"), ("[" * 100_000, "JSON")],
+    ids=["empty", "torn", "list", "no text", "nested"],
 )
 def test_broken_configuration(tmp_path: Path, content: str, word: str) -> None:
     path = write_checkpoint(tmp_path)
@@ -156,6 +169,8 @@ def test_broken_configuration(tmp_path: Path, content: str, word: str) -> None:
         ({"activation_function": "relu"}, "activation_function"),
         ({"scale_attn_by_inverse_layer_idx": True}, "inverse"),
         ({"layer_norm_epsilon": "tiny"}, "layer_norm_epsilon"),
+        ({"layer_norm_epsilon": True}, "layer_norm_epsilon"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
     ],
 )
 def test_impossible_configuration(tmp_path: Path, changes: dict[str, Any], word: str) -> None:

@@ -108,7 +108,7 @@ class _Configuration:
             content = msgspec.json.decode(file.read_bytes())
         except OSError as error:
             raise self.fault(f"can't be read: {error.strerror}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self.fault(f"is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise self.fault("must hold a JSON object")
@@ -169,6 +169,12 @@ def _read_configuration(file: Path, key: str, shape: ModelShape) -> _Folder:
             "it was made for a model with center_writing_weights, whose blocks write other values"
         )
     activation, k = _activation(configuration)
+    scales_by_decoder = configuration.flag("rescale_acts_by_decoder_norm", default=False)
+    if scales_by_decoder and activation in (Activation.JUMPRELU, Activation.GATED):
+        raise configuration.fault(
+            "rescale_acts_by_decoder_norm is true; it is served of standard and topk alone, as "
+            "nothing says what becomes of a threshold"
+        )
     latents = configuration.count(configuration.get("d_sae"), "d_sae")
     if k is not None and k > latents:
         raise configuration.fault(f"k is {k}, more than the {latents} latents")
@@ -180,7 +186,7 @@ def _read_configuration(file: Path, key: str, shape: ModelShape) -> _Folder:
         latents=latents,
         k=k,
         subtracts_output_bias=configuration.flag("apply_b_dec_to_input", default=True),
-        scales_by_decoder=configuration.flag("rescale_acts_by_decoder_norm", default=False),
+        scales_by_decoder=scales_by_decoder,
     )
 
 

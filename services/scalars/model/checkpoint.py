@@ -24,6 +24,7 @@ from shared.errors import ConfigurationError
 MODEL_KEY = "model.path"
 """The configuration key that errors about the model directory name."""
 
+_UNEMBEDDING = "lm_head.weight"
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 
@@ -97,6 +98,23 @@ class Checkpoint:
             raise _fault(f"tensor {name} holds values that are not finite")
         return tensor
 
+    def unembedding(self, embedding: Tensor, *, tied: bool) -> Tensor:
+        """`embedding` (V, D) itself where it is tied to the unembedding, else lm_head.weight.
+
+        ConfigurationError also where the two are said to be tied, but the files hold another.
+        """
+        if tied and _UNEMBEDDING not in self._files:
+            return embedding
+        own = self.tensor(_UNEMBEDDING, tuple(embedding.shape)).to(embedding.device)
+        if not tied:
+            return own
+        if not torch.equal(own, embedding):
+            raise _fault(
+                f"config.json: tie_word_embeddings is true, but {_UNEMBEDDING} differs from the "
+                "embedding"
+            )
+        return embedding
+
 
 def load_checkpoint(path: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Opens a model directory; `dtype` is what the weights of layers will be.
@@ -150,7 +168,7 @@ def read_object(file: Path) -> dict[str, Any]:
         raise _fault(f"{file} is missing") from error
     except OSError as error:
         raise _fault(f"{file} can't be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _fault(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise _fault(f"{file} must hold a JSON object")

@@ -1,7 +1,7 @@
 """Products with weights, which may be of lower precision than everything else.
 
-With bfloat16 weights the factors of a product are bfloat16 and its sums float32 or better; whatever
-is not a factor (residual stream, norms, nonlinearities, attention) stays float32.
+With bfloat16 weights the factors of a product and its result are bfloat16, its sums float32 or
+better; all else (residual stream, norms, nonlinearities, attention) is float32.
 """
 
 from __future__ import annotations
