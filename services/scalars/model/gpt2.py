@@ -107,11 +107,8 @@ class Gpt2(Decoder[_Layer, None]):
             vocab_size=checkpoint.integer("vocab_size"),
             context=checkpoint.integer("n_positions", "n_ctx"),
         )
-        epsilon = checkpoint.config.get("layer_norm_epsilon", 1e-5)
-        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise ConfigurationError(
-                MODEL_KEY, f"config.json: layer_norm_epsilon is {epsilon!r}, not between 0 and 1"
-            )
+        epsilon = checkpoint.fraction("layer_norm_epsilon", default=1e-5)
+        tied = checkpoint.flag("tie_word_embeddings", default=True)
         prefix = "transformer." if "transformer.wte.weight" in checkpoint.names else ""
 
         def take(name: str, *sizes: int) -> Tensor:
@@ -139,19 +136,13 @@ class Gpt2(Decoder[_Layer, None]):
             for index in range(shape.layers)
         ]
         embedding = take("wte.weight", shape.vocab_size, width)
-        tied = checkpoint.config.get("tie_word_embeddings", True)
-        unembedding = (
-            embedding
-            if tied
-            else checkpoint.tensor("lm_head.weight", (shape.vocab_size, width)).to(device)
-        )
         return cls(
             shape,
             embedding,
             take("wpe.weight", shape.context, width),
             layers,
             norm("ln_f"),
-            unembedding,
+            checkpoint.unembedding(embedding, tied=tied),
         )
 
     def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:

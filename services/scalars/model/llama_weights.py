@@ -104,11 +104,12 @@ def read_weights(checkpoint: Checkpoint, config: LlamaConfig, device: torch.devi
     """
     reader = _Reader(checkpoint, config, device)
     shape = config.shape
-    vocabulary = (shape.vocab_size, shape.residual_stream_channels)
-    embedding = reader.take("model.embed_tokens.weight", *vocabulary)
+    embedding = reader.take(
+        "model.embed_tokens.weight", shape.vocab_size, shape.residual_stream_channels
+    )
     layers = tuple(reader.layer(f"model.layers.{index}.") for index in range(shape.layers))
     final_norm = reader.norm("model.norm", shape.residual_stream_channels)
-    unembedding = reader.unembedding(embedding, *vocabulary)
+    unembedding = reader.unembedding(embedding)
     unknown = sorted(
         name for name in checkpoint.names - reader.taken if not name.endswith(_COMPUTED)
     )
@@ -173,17 +174,9 @@ class _Reader:
             mlp_out_bias=self.bias(f"{mlp}down_proj", config.mlp_bias, width),
         )
 
-    def unembedding(self, embedding: Tensor, *sizes: int) -> Tensor:
-        if not self._config.tied:
-            return self.take("lm_head.weight", *sizes)
-        if "lm_head.weight" in self._checkpoint.names and not torch.equal(
-            self.take("lm_head.weight", *sizes), embedding
-        ):
-            raise _fault(
-                "config.json: tie_word_embeddings is true, but lm_head.weight differs from the "
-                "embedding"
-            )
-        return embedding
+    def unembedding(self, embedding: Tensor) -> Tensor:
+        self.taken.add("lm_head.weight")
+        return self._checkpoint.unembedding(embedding, tied=self._config.tied)
 
 
 def _fault(message: str) -> ConfigurationError:
