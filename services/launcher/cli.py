@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 
 from services.launcher.failure import LauncherFailure
 from services.launcher.processes import NOT_CONFIGURED, announce_failure
-from services.launcher.service_names import ServiceName
+from services.launcher.service_names import DEFAULT_HTTP_PORT, ServiceName
 from shared.errors import ConfigurationError
 
 DEMO_DEPLOYMENT = Path(__file__).resolve().parents[2] / "data" / "demo" / "deployment.yaml"
@@ -34,7 +34,10 @@ app = typer.Typer(
 
 Config = Annotated[Path, typer.Option(help="The deployment's YAML file.")]
 Host = Annotated[str, typer.Option(help="Loopback address to listen on.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")]
+ServicePort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="0 picks a free one; default: that of services.*."),
+]
 
 
 # What a command needs is imported when it runs, so that `neuropil serve records` works where the
@@ -44,10 +47,12 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")
 @app.command()
 def up(
     config: Config,
-    http_port: Port = 8000,
-    records_port: Port = 50051,
-    scalars_port: Port = 50052,
-    simulation_port: Port = 50053,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 picks a free one.")
+    ] = DEFAULT_HTTP_PORT,
+    records_port: ServicePort = None,
+    scalars_port: ServicePort = None,
+    simulation_port: ServicePort = None,
     host: Host = "127.0.0.1",
 ) -> None:
     """Run everything on this machine until SIGINT or SIGTERM.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from shared.settings import Deployment
+
 
 class ServiceName(StrEnum):
     """A service that can be run."""
@@ -14,9 +16,13 @@ class ServiceName(StrEnum):
     GATEWAY = "gateway"
 
 
-DEFAULT_PORTS = {
-    ServiceName.RECORDS: 50051,
-    ServiceName.SCALARS: 50052,
-    ServiceName.SIMULATION: 50053,
-    ServiceName.GATEWAY: 8000,
-}
+DEFAULT_HTTP_PORT = 8000
+"""Where the gateway listens."""
+
+
+def configured_port(deployment: Deployment, name: str) -> int:
+    """Port of the address at which others find a service by the configuration."""
+    if name == ServiceName.GATEWAY:
+        return DEFAULT_HTTP_PORT
+    address: str = getattr(deployment.services, name)
+    return int(address.rsplit(":", 1)[1])

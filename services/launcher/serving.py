@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from services.launcher.service_names import DEFAULT_PORTS, ServiceName
+from services.launcher.service_names import ServiceName, configured_port
 from shared.errors import ConfigurationError
 from shared.listening import check_host
 from shared.rpc.server import ServerOptions, serve
@@ -37,7 +37,7 @@ def run_service(
     """
     deployment = load_deployment(config)
     check_host(host)
-    port = DEFAULT_PORTS[name] if port is None else port
+    port = configured_port(deployment, name) if port is None else port
     metrics_port = deployment.metrics.port if metrics_port is None else metrics_port
     if name is ServiceName.GATEWAY:
         _named(name, *_GATEWAY)(

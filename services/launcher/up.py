@@ -14,6 +14,7 @@ from services.launcher.failure import LauncherFailure
 from services.launcher.health import wait_until_answering, wait_until_serving
 from services.launcher.ports import check_reachable, reserve_ports
 from services.launcher.processes import ChildCommand, ChildFailed
+from services.launcher.service_names import DEFAULT_HTTP_PORT, configured_port
 from services.launcher.supervision import Supervisor, supervised
 from shared.listening import check_host
 from shared.settings import ENV_PREFIX, Deployment, load_deployment
@@ -29,13 +30,13 @@ _PYTHON = (sys.executable, "-P", "-m")
 
 @dataclass(frozen=True)
 class Listening:
-    """Where the services listen; port 0 is a free one."""
+    """Where the services listen; port 0 is a free one, None that of `services.*`."""
 
     host: str = "127.0.0.1"
-    http_port: int = 8000
-    records_port: int = 50051
-    scalars_port: int = 50052
-    simulation_port: int = 50053
+    http_port: int = DEFAULT_HTTP_PORT
+    records_port: int | None = None
+    scalars_port: int | None = None
+    simulation_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -172,16 +173,24 @@ def _announce(running: RunningDeployment) -> None:
 
 
 def _reserve(deployment: Deployment, listening: Listening) -> dict[str, int]:
-    options = {
-        "records": ("--records-port", listening.records_port),
-        "scalars": ("--scalars-port", listening.scalars_port),
-        "simulation": ("--simulation-port", listening.simulation_port),
-        "gateway": ("--http-port", listening.http_port),
+    given = {
+        "records": listening.records_port,
+        "scalars": listening.scalars_port,
+        "simulation": listening.simulation_port,
     }
     if deployment.model is None:
-        del options["scalars"]
-    reserved = reserve_ports(listening.host, dict(options.values()))
-    return {name: reserved[option] for name, (option, _) in options.items()}
+        del given["scalars"]
+    wanted = {name: _port(deployment, name, port) for name, port in given.items()}
+    wanted["gateway"] = ("--http-port", listening.http_port)
+    reserved = reserve_ports(listening.host, dict(wanted.values()))
+    return {name: reserved[source] for name, (source, _) in wanted.items()}
+
+
+def _port(deployment: Deployment, name: str, given: int | None) -> tuple[str, int]:
+    """What sets a service's port, and the port."""
+    if given is None and name in deployment.services.model_fields_set:
+        return f"services.{name}", configured_port(deployment, name)
+    return f"--{name}-port", configured_port(deployment, name) if given is None else given
 
 
 def _service_command(

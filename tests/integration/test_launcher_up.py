@@ -196,6 +196,23 @@ def test_one_port_for_two_services_is_refused(launch: Launch, config: Path) -> N
     assert words == "--http-port: port 50051 is that of --records-port too"
 
 
+@pytest.mark.torch
+def test_services_listen_on_the_ports_of_the_configuration(launch: Launch, config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    services = {"records": f"127.0.0.1:{port}", "simulation": f"127.0.0.1:{port}"}
+    write(config, **json.loads(config.read_text()), services=services)
+    up_with = ("up", "--config", str(config), "--http-port", "0")
+    words = refused(launch, *up_with)
+    assert words == f"services.simulation: port {port} is that of services.records too"
+    up = launch(*up_with, "--simulation-port", "0")
+    up.wait_until_ready(services=2)
+    assert up.addresses["records"] == f"127.0.0.1:{port}"
+    assert up.addresses["simulation"] != f"127.0.0.1:{port}"
+    up.process.send_signal(signal.SIGTERM)
+    assert up.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
