@@ -273,3 +273,20 @@ def test_top_nodes(subject: Subject) -> None:
             "spec.groups[1].derived_scalar_types[0]",
             "not indexed as",
         )
+
+
+def test_each_node_counts_once(subject: Subject) -> None:
+    groups = tuple(
+        ScalarGroup(name, (dst,))
+        for name, dst in (("activation", "mlp_post_act"), ("write_norm", "mlp_pre_act"))
+    )
+
+    def listed(spec: TopNodesSpec) -> int:
+        return resolve_top_nodes(spec, subject, run(), field="", inference_field="").max_nodes
+
+    assert listed(TopNodesSpec(groups)) == LAYERS * TOKENS * NEURONS
+    assert listed(TopNodesSpec(groups, token_index=1)) == LAYERS * NEURONS
+    assert listed(TopNodesSpec(groups, first_layer=LAYERS - 1)) == TOKENS * NEURONS
+    assert listed(TopNodesSpec(groups, count=5)) == 20
+    assert listed(TopNodesSpec(groups, count=5, exclude_bottom=True)) == 10
+    assert listed(TopNodesSpec(groups, count=9999)) == LAYERS * TOKENS * NEURONS

@@ -360,7 +360,9 @@ def _check_united(inferences: Sequence[BatchInference], plans: Sequence[Inferenc
                     f"not of the node types of {where}, or are indexed in another way",
                     field=f"{each.field}.groups",
                 )
-            total[each.name] = total.get(each.name, 0) + resolved.max_nodes
+            listed = total.get(each.name, 0) + resolved.max_nodes
+            # The same nodes count once.
+            total[each.name] = min(listed, resolved.nodes)
             if total[each.name] > MAX_NODES:
                 raise too_many_nodes(total[each.name], each.field)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -69,17 +70,32 @@ class ResolvedTopNodes:
         )
 
     @property
+    def nodes(self) -> int:
+        """How many nodes there are, at all tokens and layers."""
+        return sum(math.prod(shape) for each in self.groups[0] for shape in each.shapes)
+
+    @property
     def max_nodes(self) -> int:
-        """Most nodes that it lists."""
+        """Most nodes that it lists: what several groups list counts once."""
         number = 0
-        for group in self.groups:
-            for each in group:
-                elements = each.n_bytes // 4
-                if self.token_index is not None:
-                    elements //= each.shape[0]
-                wanted = elements if self.spec.count is None else 2 * self.spec.count
-                number += min(elements, wanted)
+        for of_one_type in zip(*self.groups, strict=True):
+            there = self._nodes_of(of_one_type[0])
+            wanted = there
+            if self.spec.count is not None:
+                blocks = len(of_one_type) * (1 if self.spec.exclude_bottom else 2)
+                wanted = blocks * self.spec.count
+            number += min(there, wanted)
         return number
+
+    def _nodes_of(self, each: ResolvedSelection) -> int:
+        ranked = set(self.ranked_layers(each))
+        # Of a token's nodes the first index is always the same.
+        axes = slice(0 if self.token_index is None else 1, None)
+        return sum(
+            math.prod(shape[axes])
+            for layer, shape in zip(each.layers, each.shapes, strict=True)
+            if layer in ranked
+        )
 
     def ranked_layers(self, each: ResolvedSelection) -> tuple[LayerIndex, ...]:
         """The layers whose nodes may be listed."""
