@@ -153,7 +153,12 @@ def test_components(subject: Subject) -> None:
     refused(
         lambda: resolve(ComponentSpec("mlp_post_act", 0, 0), by_token_pair=True),
         f"{at}.derived_scalar_type",
-        "token pair",
+        "query, key and component",
+    )
+    refused(
+        lambda: resolve(ComponentSpec("attn_write_norm", 0, 0), by_token_pair=True),
+        f"{at}.derived_scalar_type",
+        "needed, as unflattened_attn_write_norm is",
     )
     refused(lambda: resolve(ComponentSpec("mlp_post_act", 9, 0)), f"{at}.layer_index", "layer 9")
     refused(lambda: resolve(ComponentSpec("mlp_post_act", None, 0)), f"{at}.layer_index", "needs")

@@ -16,6 +16,7 @@ from services.scalars.passes.inference import InferenceSpec, PreparedInference, 
 from services.scalars.passes.losses import LossKind, LossSpec
 from services.scalars.passes.nodes import NonlinearitySide
 from services.scalars.passes.traces import AttentionTraceType, TraceSpec
+from services.scalars.requests.resolving import Resolver
 from services.scalars.requests.selected_nodes import NodeSelection
 from services.scalars.requests.selections import (
     ComponentSpec,
@@ -25,6 +26,7 @@ from services.scalars.requests.selections import (
     resolve_selection,
 )
 from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
+from services.scalars.vocabulary.node_directions import NodeDirections
 from tests.unit.scalars_checkpoint import HEADS, LAYERS, NEURONS, write_checkpoint
 from tests.unit.scalars_derived import LATENTS, make_autoencoder
 from tests.unit.scalars_refused import refused
@@ -160,6 +162,19 @@ def test_equal_traces_are_one(subject: Subject) -> None:
     assert first != other
 
 
+def test_a_trace_through_a_value_has_no_side(subject: Subject) -> None:
+    first, other = (
+        prepare(
+            subject,
+            InferenceSpec(
+                PROMPT, loss=LOSS, trace=TraceSpec(HEAD, side=side, attention_trace_type=VALUE)
+            ),
+        ).trace
+        for side in NonlinearitySide
+    )
+    assert first == other
+
+
 def test_a_gradient_can_be_ablated_with_a_trace(subject: Subject) -> None:
     index = ActivationIndex(Location.MLP_POST_ACT, (0, 0), 0, PassType.BACKWARD)
     ablations = (AblationSpec(index, 0.0),)
@@ -177,6 +192,32 @@ def resolve(
 ) -> ResolvedSelection:
     prepared = prepare(subject, spec or InferenceSpec(PROMPT, loss=LOSS))
     return resolve_selection(selection, subject, prepared, field="s", inference_field="inference")
+
+
+@pytest.mark.parametrize(
+    ("ablated", "pass_type", "field"),
+    [
+        (ActivationIndex(Location.MLP_POST_ACT, (1, 2), 1), PassType.BACKWARD, "s.pass_type"),
+        (
+            ActivationIndex(Location.ATTN_QUERY, (0, 0, 0), 1),
+            PassType.FORWARD,
+            "inference.ablations[0].index.location_type",
+        ),
+        (
+            ActivationIndex(Location.MLP_POST_ACT, (1, None), 1),
+            PassType.FORWARD,
+            "inference.ablations[0].index.tensor_indices[1]",
+        ),
+    ],
+)
+def test_what_an_ablated_neuron_reads(
+    subject: Subject, ablated: ActivationIndex, pass_type: PassType, field: str
+) -> None:
+    spec = InferenceSpec(PROMPT, loss=LOSS, ablations=(AblationSpec(ablated, 1.0),))
+    directions = NodeDirections(subject.model, subject.autoencoders)
+    resolver = Resolver(subject, directions, spec, prepare(subject, spec), "inference")
+    component = ComponentSpec("vocab_token_write_to_input_direction", None, 5, pass_type)
+    refused(lambda: resolver.component(component, "s"), field)
 
 
 def test_selections_of_one_node(subject: Subject) -> None:

@@ -133,6 +133,13 @@ class Catalogue:
     def __getitem__(self, name: str) -> Declaration:
         return self._by_name[name]
 
+    def unflattened(self, name: str) -> str | None:
+        """The type by query and key that a type by token pair is the flattened one of, if any."""
+        for other in (f"unflattened_{name}", name.removeprefix("flattened_")):
+            if other != name and other in self._by_name:
+                return other
+        return None
+
     @property
     def names_with_backward_pass(self) -> tuple[str, ...]:
         """Names of the types whose gradient exists."""

@@ -19,6 +19,7 @@ from services.scalars.requests.selections import (
     DimensionRange,
     ResolvedSelection,
     Selection,
+    check_pass,
     resolve_component,
     resolve_selection,
 )
@@ -105,6 +106,13 @@ class Resolver:
                 f"component {spec.component_index} is not in {dimension.value}, which has {size}",
                 field=f"{component}.component_index",
             )
+        check_pass(
+            CATALOGUE[spec.dst],
+            spec.pass_type,
+            self.prepared,
+            field=f"{field}.pass_type",
+            inference_field=self.inference_field,
+        )
         index = replace(self.inference.ablations[0].index, pass_type=PassType.FORWARD)
         selection = Selection(
             spec.dst,
@@ -112,4 +120,11 @@ class Resolver:
             ranges=(DimensionRange(dimension, spec.component_index, spec.component_index + 1),),
             node=NodeSelection(activation_index=index),
         )
-        return self.selection(selection, f"{self.inference_field}.ablations[0]")
+        return resolve_selection(
+            selection,
+            self.subject,
+            self.prepared,
+            field=field,
+            inference_field=self.inference_field,
+            activation_field=f"{self.inference_field}.ablations[0].index",
+        )

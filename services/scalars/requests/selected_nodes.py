@@ -58,12 +58,13 @@ def resolve_selected_node(
     n_tokens: int,
     autoencoders: AutoencoderSet,
     field: str,
+    activation_field: str,
 ) -> SelectedNode:
     """Checks what a selection is about, against what its type takes.
 
     Raises InvalidArgument naming the field, after the prefix `field`, for a node or activation that
     is missing, superfluous or doesn't exist, and for a part of a head that is missing or makes no
-    sense.
+    sense. `activation_field` is where the activation index stands.
     """
     name = declaration.dst.name
     takes_node = Requirement.NODE_INDEX in declaration.requirements
@@ -71,9 +72,7 @@ def resolve_selected_node(
     if given.node_index is not None and not takes_node:
         raise InvalidArgument(f"{name} takes no node index", field=f"{field}.node_index")
     if given.activation_index is not None and not takes_activation:
-        raise InvalidArgument(
-            f"{name} takes no activation index", field=f"{field}.activation_index"
-        )
+        raise InvalidArgument(f"{name} takes no activation index", field=activation_field)
     if given.node_index is None and takes_node:
         raise InvalidArgument(
             f"{name} is of the edges of one node; say which",
@@ -83,7 +82,7 @@ def resolve_selected_node(
     if given.activation_index is None and takes_activation:
         raise InvalidArgument(
             f"{name} is of what one neuron or latent reads; say which",
-            field=f"{field}.activation_index",
+            field=activation_field,
             reason="ACTIVATION_INDEX_NEEDED",
         )
     if given.detach_layer_norm_scale and given.node_index is None:
@@ -101,9 +100,7 @@ def resolve_selected_node(
         given.attention_part,
         None
         if given.activation_index is None
-        else _resolve_read(
-            given.activation_index, shape, n_tokens, autoencoders, f"{field}.activation_index"
-        ),
+        else _resolve_read(given.activation_index, shape, n_tokens, autoencoders, activation_field),
         given.detach_layer_norm_scale,
     )
 

@@ -149,6 +149,7 @@ def resolve_selection(
     *,
     field: str,
     inference_field: str,
+    activation_field: str | None = None,
 ) -> ResolvedSelection:
     """Checks a selection on an inference.
 
@@ -168,7 +169,13 @@ def resolve_selection(
     )
     shape, n_tokens = subject.model.shape, len(prepared.tokens)
     about = resolve_selected_node(
-        declaration, selection.node, shape, n_tokens, subject.autoencoders, field
+        declaration,
+        selection.node,
+        shape,
+        n_tokens,
+        subject.autoencoders,
+        field,
+        activation_field or f"{field}.activation_index",
     )
     layers = _layers(
         selection.layer_indices,
@@ -354,10 +361,11 @@ def resolve_component(
         else [tokens, (Dimension.SEQUENCE_TOKEN_PAIRS,)]
     )
     if dst.dimensions[:-1] not in allowed:
+        needed = "query, key and component" if by_token_pair else "token and component"
+        instead = CATALOGUE.unflattened(dst.name) if by_token_pair else None
         raise InvalidArgument(
             f"{dst.name} has the dimensions {', '.join(d.value for d in dst.dimensions)}; one "
-            f"that is indexed by {'token pair' if by_token_pair else 'token'} and component is "
-            "needed",
+            f"that is indexed by {needed} is needed{f', as {instead} is' if instead else ''}",
             field=f"{component}.derived_scalar_type",
         )
     check_pass(
