@@ -244,6 +244,36 @@ def test_a_row_that_overflows_harms_no_other(model: SubjectModel, value: float) 
     same(together[3], alone)
 
 
+@pytest.mark.parametrize("family", ["model", "llama"])
+@pytest.mark.parametrize("value", [1e19, 1e20, 1e30])
+def test_a_norms_scale_that_is_captured_changes_nothing(
+    family: str, value: float, request: pytest.FixtureRequest
+) -> None:
+    """Neither beside a row nor of it, also where its square is beyond all numbers."""
+    model: SubjectModel = request.getfixturevalue(family)
+    names = [each for each in Location if each.value.endswith("scale")]
+    scales = [each for each in every_target(AutoencoderSet()) if each.location in names]
+    residuals = frozenset(
+        RawTensorId(Location.RESID_POST_MLP, layer, pass_type)
+        for layer in range(model.shape.layers)
+        for pass_type in (FORWARD, BACKWARD)
+    )
+    neurons = RawTensorId(Location.MLP_POST_ACT, 0, FORWARD)
+    flooded = Overwrite(neurons, (slice(None), slice(None)), value)
+    prepared = PreparedInference(
+        (5, 9, 200, 31), (flooded,), Loss(LossKind.LOGIT_DIFF, (4,), (7,), 3)
+    )
+    (alone,) = run_rows(model, [Row(prepared, residuals)])
+    for found in run_rows(
+        model, [Row(prepared, residuals), Row(prepared, residuals.union(scales))]
+    ):
+        assert found.loss == pytest.approx(alone.loss, rel=1e-4, nan_ok=True)
+        for target, wanted in alone.raw_store.tensors.items():
+            torch.testing.assert_close(
+                found.raw_store.tensors[target], wanted, rtol=1e-4, atol=1e-6, equal_nan=True
+            )
+
+
 def test_a_run_ends_once_nobody_waits_for_any_row(model: SubjectModel) -> None:
     class Gone(Exception):
         pass

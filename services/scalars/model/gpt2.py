@@ -44,7 +44,11 @@ class _Norm:
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         centred = x - x.mean(dim=-1, keepdim=True)
-        return centred, torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + self.epsilon)
+        scale = torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + self.epsilon)
+        # Where squares overflow, the whole norm in one may give no number. What else is asked for
+        # beside a row must not change that.
+        inverse = torch.native_layer_norm(x.detach(), (x.shape[-1],), None, None, self.epsilon)[2]
+        return centred, torch.where(inverse.isnan(), inverse, scale)
 
 
 @dataclass(frozen=True)
