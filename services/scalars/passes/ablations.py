@@ -13,6 +13,7 @@ from services.scalars.autoencoders.autoencoder_set import sizes_at
 from services.scalars.deriving.indexing import ActivationIndex, python_index
 from services.scalars.model.locations import ModelShape, PassType
 from services.scalars.model.taps import Overwrite, RawTensorId
+from services.scalars.passes.layers import check_layer
 from shared.errors import InvalidArgument
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -97,22 +98,3 @@ def _resolve(
         python_index(index.tensor_indices),
         float(spec.value),
     )
-
-
-def check_layer(
-    layer: int | None, name: str, has_layers: bool, shape: ModelShape, field: str
-) -> None:
-    """Refuses a layer that the model lacks, one that is missing, or one that makes no sense."""
-    if not has_layers:
-        if layer is not None:
-            raise InvalidArgument(
-                f"{name} has no layers; leave the layer index out", field=f"{field}.layer_index"
-            )
-        return
-    if layer is None:
-        raise InvalidArgument(f"{name} needs a layer index", field=f"{field}.layer_index")
-    if not 0 <= layer < shape.layers:
-        raise InvalidArgument(
-            f"layer {layer} does not exist; the model has layers 0 to {shape.layers - 1}",
-            field=f"{field}.layer_index",
-        )

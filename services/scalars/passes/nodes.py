@@ -25,6 +25,7 @@ from services.scalars.model.locations import (
     NodeType,
     PassType,
 )
+from services.scalars.passes.layers import check_layer
 from shared.errors import InvalidArgument
 
 LATENT_TYPES = (
@@ -107,15 +108,8 @@ def resolve_node(
             "a node is read in the forward pass; a gradient is no node", field=f"{field}.pass_type"
         )
     layer = index.layer_index
-    if layer is None:
-        raise InvalidArgument(
-            f"a {index.node_type.value} needs a layer index", field=f"{field}.layer_index"
-        )
-    if not 0 <= layer < shape.layers:
-        raise InvalidArgument(
-            f"layer {layer} does not exist; the model has layers 0 to {shape.layers - 1}",
-            field=f"{field}.layer_index",
-        )
+    check_layer(layer, f"a {index.node_type.value}", True, shape, field)
+    assert layer is not None
     reads = None
     if index.node_type is NodeType.ATTENTION_HEAD:
         sizes = {"query token": n_tokens, "key token": n_tokens, "head": shape.attn_heads}

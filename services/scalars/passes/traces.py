@@ -8,7 +8,7 @@ layer norm's scale. Ablations inside that block don't reach it; those before it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from torch import Tensor
@@ -164,9 +164,7 @@ def resolve_trace(
                 field=f"{field}.downstream",
                 reason="LOSS_NEEDED",
             )
-        return Trace(
-            trace.node, trace.side, trace.detach_layer_norm_scale, AttentionTraceType.VALUE, loss
-        )
+        return replace(trace, downstream=loss)
     if loss is not None:
         raise InvalidArgument(
             "a trace of type v with a downstream node takes no loss", field=loss_field
@@ -184,13 +182,7 @@ def resolve_trace(
             f"downstream of attention in layer {trace.node.layer}",
             field=f"{below}.node_index.layer_index",
         )
-    return Trace(
-        trace.node,
-        trace.side,
-        trace.detach_layer_norm_scale,
-        AttentionTraceType.VALUE,
-        downstream,
-    )
+    return replace(trace, downstream=downstream)
 
 
 def _resolve(
@@ -214,4 +206,6 @@ def _resolve(
         raise InvalidArgument(
             "only a trace of type v has a downstream node", field=f"{field}.downstream"
         )
-    return Trace(node, spec.side, spec.detach_layer_norm_scale, kind)
+    # A head's value has no nonlinearity: traces of both sides are one.
+    side = NonlinearitySide.PRE_ACT if kind is AttentionTraceType.VALUE else spec.side
+    return Trace(node, side, spec.detach_layer_norm_scale, kind)

@@ -12,7 +12,7 @@ from services.scalars.deriving.config import DstConfig
 from services.scalars.deriving.indexing import ActivationIndex, NodeIndex
 from services.scalars.model.blocks import AttentionPart
 from services.scalars.model.locations import ActivationLocationType, ModelShape
-from services.scalars.passes.ablations import check_layer
+from services.scalars.passes.layers import check_layer
 from services.scalars.passes.nodes import Node, resolve_node
 from shared.errors import InvalidArgument
 

@@ -17,8 +17,8 @@ from services.scalars.catalogue.availability import (
 from services.scalars.deriving.scalar_types import DerivedScalarType
 from services.scalars.model.locations import Dimension, LayerIndex, PassType
 from services.scalars.model.subject import Subject
-from services.scalars.passes.ablations import check_layer
 from services.scalars.passes.inference import PreparedInference
+from services.scalars.passes.layers import check_layer, check_layer_exists
 from services.scalars.requests.selected_nodes import (
     ABOUT_ALL,
     NO_NODE,
@@ -268,11 +268,7 @@ def _layers(
     only = about.node.layer if declaration.at_layer_of_node and about.node is not None else None
     for position, layer in enumerate(wanted):
         here = f"{field}[{position}]"
-        if not 0 <= layer < shape.layers:
-            raise InvalidArgument(
-                f"layer {layer} does not exist; the model has layers 0 to {shape.layers - 1}",
-                field=here,
-            )
+        check_layer_exists(layer, shape, here)
         if layer in wanted[:position]:
             raise InvalidArgument(f"layer {layer} is there twice", field=here)
         if only is not None and layer != only:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from services.scalars.model.locations import Dimension, LayerIndex, PassType
 from services.scalars.model.subject import Subject
 from services.scalars.passes.inference import PreparedInference
+from services.scalars.passes.layers import check_layer_exists
 from services.scalars.requests.selections import (
     ResolvedSelection,
     check_pass,
@@ -144,12 +145,8 @@ def resolve_top_nodes(
             "{} is by token pair; a token index needs a type by token",
             f"{field}.token_index",
         )
-    layers = subject.model.shape.layers
-    if spec.first_layer is not None and not 0 <= spec.first_layer < layers:
-        raise InvalidArgument(
-            f"layer {spec.first_layer} does not exist; the model has layers 0 to {layers - 1}",
-            field=f"{field}.first_layer",
-        )
+    if spec.first_layer is not None:
+        check_layer_exists(spec.first_layer, subject.model.shape, f"{field}.first_layer")
     known = {dimension for group in groups for each in group for dimension in each.dst.dimensions}
     for position, dimension in enumerate(spec.sum_dimensions or ()):
         if dimension not in known:

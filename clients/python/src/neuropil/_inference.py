@@ -115,7 +115,7 @@ class Trace:
     node: NodeIndex
     """A `Node` of `top_nodes`, for example."""
     side: str = "pre_act"
-    """Which side of its nonlinearity the node is read on: pre_act or post_act."""
+    """Which side of its nonlinearity the node is read on: pre_act or post_act; none through v."""
     through: str | None = None
     """Which inputs of an attention head the trace follows: q, k, qk or v; only for heads."""
     detach_layer_norm_scale: bool = True
