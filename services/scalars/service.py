@@ -13,6 +13,7 @@ from neuropil.scalars import v1 as scalars
 from services.scalars import convert
 from services.scalars.catalogue import CATALOGUE
 from services.scalars.data_plane import DataPlane
+from services.scalars.unread import MAX_UNREAD_BYTES, UnreadAnswers
 
 SERVICE = scalars.DESCRIPTOR.services_by_name["DerivedScalars"]
 
@@ -23,10 +24,14 @@ class DerivedScalarsService:
     """Serves `neuropil.scalars.v1.DerivedScalars`."""
 
     def __init__(
-        self, data_plane: DataPlane, max_message_bytes: int = DEFAULT_MESSAGE_BYTES
+        self,
+        data_plane: DataPlane,
+        max_message_bytes: int = DEFAULT_MESSAGE_BYTES,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> None:
         self._data_plane = data_plane
         self._max_message_bytes = max_message_bytes
+        self._unread = UnreadAnswers(max_unread_bytes)
         # Made once: a busy server should answer it at once.
         self._scalar_types = scalars.ListScalarTypesResponse(
             scalar_types=[
@@ -68,11 +73,13 @@ class DerivedScalarsService:
         for position, by_layer in enumerate(derived):
             for array in by_layer.values():
                 convert.check_row(array.shape, f"selections[{position}].ranges")
-        yield scalars.DeriveResponse(inference=convert.inference_result(result))
-        for position, by_layer in enumerate(derived):
-            for layer, array in by_layer.items():
-                for frame in convert.frames(position, layer, array):
-                    yield frame
+        n_bytes = sum(array.nbytes for by_layer in derived for array in by_layer.values())
+        with self._unread.held(n_bytes):
+            yield scalars.DeriveResponse(inference=convert.inference_result(result))
+            for position, by_layer in enumerate(derived):
+                for layer, array in by_layer.items():
+                    for frame in convert.frames(position, layer, array):
+                        yield frame
 
     async def DeriveComponent(
         self, request: scalars.DeriveComponentRequest, context: Any
@@ -136,10 +143,11 @@ class DerivedScalarsService:
             convert.batch_inferences(request, self._max_message_bytes)
         )
         vocabulary = self._data_plane.subject.tokenizer.strings
-        for position, answer in enumerate(answers):
-            yield await asyncio.to_thread(
-                convert.batch_response, position, answer, vocabulary, self._max_message_bytes
-            )
+        with self._unread.held(sum(each.tensor_bytes for each in answers)):
+            for position, answer in enumerate(answers):
+                yield await asyncio.to_thread(
+                    convert.batch_response, position, answer, vocabulary, self._max_message_bytes
+                )
 
     async def _written(self, answer: Callable[[], Answer]) -> Answer:
         """The answer to a `spec`, if a message can hold it.

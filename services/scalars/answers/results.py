@@ -71,6 +71,16 @@ class InferenceAnswer:
     inference: InferenceResult
     results: tuple[tuple[str, SpecResult], ...]
 
+    @property
+    def tensor_bytes(self) -> int:
+        """What its selections take."""
+        return sum(
+            array.nbytes
+            for _, each in self.results
+            if isinstance(each, SelectedTensors)
+            for array in each.by_layer.values()
+        )
+
     def __getitem__(self, name: str) -> SpecResult:
         """The answer to the request of a name; KeyError where there is none."""
         return dict(self.results)[name]
