@@ -187,7 +187,7 @@ def test_reads_part_by_part(
     parts = read()
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other)
-    assert 0 < peak_bytes(read) <= directions.n_bytes(len(nodes), T)
+    assert 0 < peak_bytes(read) <= directions.n_bytes(len(nodes)) + directions.reading_bytes(T)
     with pytest.raises(Stopped):
         read(third())
 

@@ -149,11 +149,11 @@ class Planner:
         _check_lengths(inferences, plans)
         _check_united(inferences, plans)
         self._add_top_tokens(inferences, plans)
-        scored = 0
+        passing = 0
         for inference, plan in zip(inferences, plans, strict=True):
-            scored = max(scored, self._add_dependents(inference, plan, plans))
-        # One projection at a time, whichever inference it is for.
-        plans[0].extra_bytes += scored
+            passing = max(passing, self._add_dependents(inference, plan, plans))
+        # One list of directions is found or projected at a time, whichever inference it is for.
+        plans[0].extra_bytes += passing
         return plans
 
     def _plan(self, inference: BatchInference, prepared: PreparedInference) -> InferencePlan:
@@ -224,9 +224,10 @@ class Planner:
     ) -> int:
         """Adds what scored tokens and attributions of listed nodes take.
 
-        Answers the memory that projecting directions on the vocabulary takes.
+        Answers the memory that finding directions and projecting them on the vocabulary takes,
+        which are done one at a time.
         """
-        projected = 0
+        passing = 0
         for each in inference.specs:
             spec = each.spec
             if not isinstance(spec, ScoredTokensSpec | TokenPairAttributionSpec):
@@ -245,8 +246,9 @@ class Planner:
                 count = min(spec.count, self._vocabulary.size)
                 _check_entries(2 * nodes * count, f"{nodes} nodes", f"{each.field}.token_count")
                 plan.captures |= self._directions.captures(spec.scoring, layout)
-                plan.extra_bytes += self._directions.n_bytes(nodes, n_tokens)
-                projected = max(projected, self._vocabulary.n_bytes(nodes))
+                plan.extra_bytes += self._directions.n_bytes(nodes)
+                read = self._directions.reading_bytes(n_tokens)
+                passing = max(passing, read, self._vocabulary.n_bytes(nodes))
             else:
                 count = min(spec.count, n_tokens)
                 _check_entries(
@@ -254,7 +256,7 @@ class Planner:
                 )
                 plan.captures |= self._attribution.captures(layout)
                 plan.extra_bytes += self._attribution.n_bytes(nodes, count, n_tokens)
-        return projected
+        return passing
 
 
 def _check_message(inference: BatchInference, plan: InferencePlan) -> None:

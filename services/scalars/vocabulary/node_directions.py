@@ -70,10 +70,13 @@ class NodeDirections:
                 )
         return frozenset(found)
 
-    def n_bytes(self, nodes: int, n_tokens: int) -> int:
+    def n_bytes(self, nodes: int) -> int:
         """Memory that the directions of so many nodes take, from above."""
-        of_nodes = _COPIES * 4 * nodes * self._model.shape.residual_stream_channels
-        return of_nodes + read_bytes(self._model, n_tokens)
+        return _COPIES * 4 * nodes * self._model.shape.residual_stream_channels
+
+    def reading_bytes(self, n_tokens: int) -> int:
+        """Memory that finding them takes besides, from above, and only until they are found."""
+        return read_bytes(self._model, n_tokens)
 
     def _needed(
         self,
