@@ -98,7 +98,7 @@ bench-scalars-forward: setup ## Measure our forward pass against transformers' o
 
 # Without `setup`: a machine with a GPU may have no network, and the torch that it needs.
 .PHONY: bench-scalars-gpu
-bench-scalars-gpu: ## Measure derived scalars against the bare model on a GPU; status 3 without one
+bench-scalars-gpu: ## Measure derived scalars against the bare model on a GPU; fails where there is none
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.load.scalars_gpu_bench
 
 .PHONY: mixed-scalars

@@ -6,6 +6,7 @@ answer can come from an earlier one; one that keeps them is held against the sam
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import socket
@@ -306,12 +307,44 @@ def _metrics(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
-def main(arguments: Sequence[str]) -> int:
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """One line on all comparisons, for people."""
+    requests, tensors, refused, boundary, cancelled, wrong = (
+        sum(counts)
+        for counts in zip(
+            *(
+                (o.requests, o.tensors, o.refused, o.at_boundary, o.cancelled, len(o.wrong))
+                for o in outcomes
+            ),
+            strict=True,
+        )
+    )
+    return (
+        f"{requests} comparisons of a request at once with the same alone, {tensors} tensors: "
+        f"largest difference {max(o.largest for o in outcomes):.2g} of a tensor's maximum "
+        f"({CLOSE:g} allowed). Counted apart: {boundary} tensors at the edge of a latent's "
+        f"activation, {cancelled} small sums of what cancels; {refused} requests refused both "
+        f"times. {wrong} wrong: {'fail' if wrong else 'pass'}"
+    )
+
+
+def _number(text: str) -> int:
+    n = int(text) if text.isdecimal() else 0
+    if n < len(SET_UPS):
+        raise argparse.ArgumentTypeError(
+            f"a whole number from {len(SET_UPS)} is needed, one for each set-up, not {text!r}"
+        )
+    return n
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Compare on every set-up, so many requests in all; status 1 where one differs."""
-    n = int(arguments[0]) if arguments else 500
+    parser = argparse.ArgumentParser(description="Whether batched answers equal those alone.")
+    parser.add_argument("n", nargs="?", type=_number, default=500, help="requests in all (500)")
+    n: int = parser.parse_args(arguments).n
+    outcomes = []
     shares = [n // len(SET_UPS)] * len(SET_UPS)
     shares[0] += n - sum(shares)
-    failed = False
     for seed, (set_up, share) in enumerate(zip(SET_UPS, shares, strict=True)):
         for reuse in (0, 64):
             with (
@@ -323,9 +356,10 @@ def main(arguments: Sequence[str]) -> int:
             kept = "runs kept" if reuse else "no run kept"
             print(f"{set_up}, {kept}: {json.dumps(shown)}", flush=True)
             print("\n".join(outcome.wrong[:10]), end="\n" if outcome.wrong else "", flush=True)
-            failed |= bool(outcome.wrong)
-    return int(failed)
+            outcomes.append(outcome)
+    print(verdict(outcomes))
+    return int(any(outcome.wrong for outcome in outcomes))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,9 @@ import pytest
 
 from tests.load import scalars_bench, scalars_gpu_bench
 from tests.load.processes import REPOSITORY
+from tests.load.scalars_running import Row
+
+JUDGED = re.compile(r"\b(pass|miss) \|")
 
 
 @pytest.mark.timeout(300)
@@ -21,6 +25,14 @@ async def test_derived_scalars_are_measured() -> None:
     assert text.count(" x | >= ") == 3
     assert text.count(" ms | <= 20 ") == 3
     assert text.count(" GB | <= ") == 1
+    assert "not judged" in text
+    assert not JUDGED.search(text)
+
+
+def test_a_row_tells_whether_its_target_is_met() -> None:
+    rows = [Row("x", 1.0, 0.9, "F", 1.0), Row("x", 1.0, 0.9, "F", at_least=1.0)]
+    assert [JUDGED.findall(str(row)) for row in rows] == [["pass"], ["miss"]]
+    assert not any(JUDGED.search(row.line(judged=False)) for row in rows)
 
 
 def on_gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +54,8 @@ def test_the_measurement_on_a_gpu_holds_what_a_reader_needs() -> None:
     assert done.stdout.count("### tiny-") == 4
     assert done.stdout.count(" FB | <= ") == 4 * 5
     assert done.stdout.count("TFLOP/s") == 4
-    assert done.stdout.count("| >= 5 ") == 4
+    assert done.stdout.count("| >= 5 |") == 4
+    assert not JUDGED.search(done.stdout)
 
 
 def test_without_a_gpu_nothing_is_measured() -> None:

@@ -11,10 +11,13 @@ from tests.integration.scalars_mixed import (
     CLOSE,
     SET_UPS,
     THRESHOLD,
+    Outcome,
     at_boundary,
     compare,
     difference,
+    main,
     serving,
+    verdict,
 )
 
 
@@ -54,3 +57,22 @@ def test_only_a_latent_next_to_its_edge_is_a_tie() -> None:
     assert not at_boundary(one, np.array([[2.5, 0.0, 1.5]]))
     # jumprelu: next to the threshold.
     assert at_boundary(np.array([[0.0, 1.5]]), np.array([[THRESHOLD + 1e-5, 1.5]]))
+
+
+def test_the_last_line_is_a_verdict() -> None:
+    good = Outcome(requests=3, tensors=20, largest=2e-6, cancelled=1)
+    words = verdict([good, good])
+    assert words.startswith("6 comparisons")
+    assert "40 tensors: largest difference 2e-06" in words
+    assert words.endswith("0 wrong: pass")
+    assert verdict([good, Outcome(wrong=["x"])]).endswith("1 wrong: fail")
+
+
+@pytest.mark.parametrize("n", ["abc", "0", "-1", "4", "1.5", ""])
+def test_an_impossible_number_of_requests_is_refused(
+    n: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--", n])
+    assert ended.value.code == 2
+    assert "a whole number from 5 is needed" in capsys.readouterr().err

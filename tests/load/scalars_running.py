@@ -23,6 +23,7 @@ from tests.load.processes import server
 from tests.load.scalars_floor import Floor, floor
 from tests.load.scalars_models import Prompts
 
+UNJUDGED = "A tiny model: targets are for the real shapes, and not judged here."
 HEADER = "| what | ms | measured | target | |\n|---|---|---|---|---|"
 
 
@@ -36,6 +37,8 @@ class Setting:
     tokens: int = 64
     short_tokens: int = 16
     clients: int = 8
+    tiny: bool = False
+    """Whether the model is one that targets are not for."""
 
     @property
     def layers(self) -> int:
@@ -60,6 +63,10 @@ class Row:
     at_least: float | None = None
 
     def __str__(self) -> str:
+        return self.line()
+
+    def line(self, *, judged: bool = True) -> str:
+        """The row in Markdown; unjudged where the model is not the one that targets are for."""
         ms = "" if self.ms is None else f"{self.ms:,.1f}"
         figure = "" if self.figure is None else f"{self.figure:.2f} {self.unit}".strip()
         if self.figure is None or (self.at_most is None and self.at_least is None):
@@ -68,7 +75,8 @@ class Row:
             target, met = f"<= {self.at_most:g}", self.figure <= self.at_most
         else:
             target, met = f">= {self.at_least:g}", self.figure >= (self.at_least or 0)
-        return f"| {self.what} | {ms} | {figure} | {target} | {'pass' if met else 'miss'} |"
+        verdict = ("pass" if met else "miss") if judged else ""
+        return f"| {self.what} | {ms} | {figure} | {target} | {verdict} |"
 
 
 class Service:
