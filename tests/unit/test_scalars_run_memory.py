@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from services.scalars.model.taps import Overwrite, RawTensorId
 from services.scalars.passes.inference import PreparedInference, Row, estimated_bytes, run_rows
 from services.scalars.passes.losses import Loss, LossKind
 from services.scalars.passes.traces import AttentionTraceType, TraceSpec, resolve_trace
-from tests.unit.scalars_checkpoint import CONTEXT, LAYERS, write_checkpoint
+from tests.unit.scalars_checkpoint import CONTEXT, LAYERS, WIDTH, write_checkpoint
 from tests.unit.scalars_llama_checkpoint import write_llama_checkpoint
 from tests.unit.scalars_reference_pass import BACKWARD, FORWARD, every_target, make_autoencoder
 
@@ -117,6 +118,38 @@ def test_an_estimate_is_of_the_right_size(models: dict[str, SubjectModel]) -> No
     row = Row(PreparedInference(TOKENS, (), LOSS), ALL)
     estimate = estimated_bytes(models["gpt2"], len(TOKENS), row.captures)
     assert estimate < 3 * peak_bytes(lambda: run_rows(models["gpt2"], [row]))
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> SubjectModel:
+    """A model of a vocabulary as large beside its other sizes as that of a small GPT-2."""
+    path = write_checkpoint(
+        tmp_path_factory.mktemp("memory") / "wordy",
+        weights={"transformer.wte.weight": torch.randn(10_000, WIDTH)},
+    )
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"vocab_size": 10_000}))
+    return load_subject("wordy", str(path), "cpu").model
+
+
+@pytest.mark.parametrize("overwritten", [(), (FORWARD,), (BACKWARD,), (FORWARD, BACKWARD)])
+@pytest.mark.parametrize("captured", [(), (FORWARD,), (BACKWARD,), (FORWARD, BACKWARD)])
+@pytest.mark.parametrize("also", [frozenset(), frozenset({EMBEDDING})])
+def test_all_logits_are_in_the_estimate(
+    wordy: SubjectModel,
+    overwritten: tuple[PassType, ...],
+    captured: tuple[PassType, ...],
+    also: frozenset[RawTensorId],
+) -> None:
+    ablated = tuple(
+        Overwrite(RawTensorId(Location.LOGITS, None, pass_type), (slice(None), 3), 0.5)
+        for pass_type in overwritten
+    )
+    row = Row(PreparedInference(TOKENS, ablated, LOSS), at(Location.LOGITS, passes=captured) | also)
+    fits(wordy, [row])
+    if not overwritten and captured:
+        estimate = estimated_bytes(wordy, len(TOKENS), row.captures)
+        assert estimate < 2 * peak_bytes(lambda: run_rows(wordy, [row]))
 
 
 def test_ablations_and_latents_are_in_the_estimate(models: dict[str, SubjectModel]) -> None:

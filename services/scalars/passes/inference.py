@@ -286,14 +286,28 @@ def estimated_bytes(
     layer = 12 * n_tokens * shape.residual_stream_channels + 4 * n_tokens * shape.mlp_acts
     layer += 4 * pairs
     elements = layer * (shape.layers if backward else 1)
-    for target in {*captures, *(overwrite.target for overwrite in overwrites)}:
+    overwritten = {overwrite.target for overwrite in overwrites}
+    for target in (*captures, *overwritten):
         autoencoder = autoencoders.for_location(target.location)
         sizes = sizes_at(target.location.dimensions, shape, n_tokens, autoencoder, target.layer)
         elements += math.prod(sizes)
         if autoencoder is not None and target.layer is not None:
             elements += 3 * n_tokens * autoencoder.latent_count(target.layer)
+    elements += _passing_logits(captures, overwritten, backward) * n_tokens * shape.vocab_size
     elements += 2 * shape.vocab_size
     return 4 * elements
+
+
+def _passing_logits(
+    captures: Collection[RawTensorId], overwritten: Collection[RawTensorId], backward: bool
+) -> int:
+    """How many tensors as large as all logits there are at a time, besides those that are kept."""
+    changed, kept = (
+        any(target.location is ActivationLocationType.LOGITS for target in targets)
+        for targets in (overwritten, captures)
+    )
+    # The gradient of the loss's position is made as large as all, and then once more on the way.
+    return 2 if backward and (changed or kept) else int(changed)
 
 
 def _now(device: torch.device) -> float:
