@@ -36,6 +36,7 @@ _RUNNING = Gauge("neuropil_http_running", "HTTP requests that run now")
 
 _CLIENT_LEFT = 499
 _UNWATCHED_SECONDS = 0.01
+_DROPPING_SECONDS = 5.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _log = structlog.get_logger("neuropil.requests")
@@ -69,7 +70,7 @@ class RequestMiddleware:
         try:
             enter_deadline(_seconds(headers.get(TIMEOUT_HEADER), self._default_seconds))
             watched = _WatchedReceive(receive, self._max_body_bytes)
-            watched.check(headers.get("content-length", ""))
+            await watched.check(headers)
             async with _ended_with_client(watched, answer) as left:
                 await self.application(scope, watched, answer)
             if left.is_set():
@@ -148,20 +149,39 @@ class _WatchedReceive:
         self._size = 0
         self._body_is_read = asyncio.Event()
 
-    def check(self, announced_size: str) -> None:
+    async def check(self, headers: Headers) -> None:
         """Refuse a body by the size that the client says it has."""
-        if announced_size.isdecimal():
-            self._check_size(int(announced_size))
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._max_body_bytes:
+            # One that asks before it sends the body needs no more than the answer.
+            if "expect" not in headers:
+                await self._drop()
+            raise self._too_large()
 
-    def _check_size(self, size: int) -> None:
-        if size > self._max_body_bytes:
-            # This one the framework lets through while it reads a body.
-            raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
+    def _too_large(self) -> HTTPException:
+        # This one the framework lets through while it reads a body.
+        return HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
+
+    async def _drop(self) -> None:
+        """Read on, up to as much again as is allowed.
+
+        A client that listens only once it has sent all would else find its connection reset.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DROPPING_SECONDS):
+                more = True
+                while more and self._size <= 2 * self._max_body_bytes:
+                    message = await self._receive()
+                    self._size += len(message.get("body", b""))
+                    more = message.get("more_body", False)
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._size += len(message.get("body", b""))
-        self._check_size(self._size)
+        if self._size > self._max_body_bytes:
+            if message.get("more_body", False):
+                await self._drop()
+            raise self._too_large()
         if not message.get("more_body", False):
             self._body_is_read.set()
         return message

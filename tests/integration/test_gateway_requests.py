@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -190,6 +192,29 @@ async def test_a_large_body_is_refused_whether_its_length_is_said_or_not(
     assert records.requests == []
     just_fits = BODY | {"more": "x" * ((1 << 20) - 200)}
     assert (await client.post("/neuron_record", json=just_fits)).status_code == 200
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_who_listens_only_after_sending_hears_that_the_body_is_too_large(
+    client: httpx.AsyncClient, announced: bool
+) -> None:
+    length = "content-length: 1900000" if announced else "transfer-encoding: chunked"
+    body = b"x" * 1_900_000
+    if not announced:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+    def answer() -> bytes:
+        address = (client.base_url.host, client.base_url.port or 80)
+        with socket.create_connection(address, timeout=20) as connection:
+            # As what doesn't fit on the way: no buffer holds it for a server that doesn't read.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+            head = f"POST /neuron_record HTTP/1.1\r\nhost: x\r\n{length}\r\n"
+            connection.sendall(
+                f"{head}connection: close\r\ncontent-type: application/json\r\n\r\n".encode() + body
+            )
+            return connection.recv(1 << 16)
+
+    assert (await asyncio.to_thread(answer)).startswith(b"HTTP/1.1 413 ")
 
 
 async def test_failures_of_the_service_reach_the_client(client: httpx.AsyncClient) -> None:
