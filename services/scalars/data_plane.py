@@ -44,7 +44,8 @@ from services.scalars.requests.batches import (
     NamedSpec,
     Planner,
 )
-from services.scalars.requests.selections import ComponentSpec, Selection
+from services.scalars.requests.components import ComponentSpec
+from services.scalars.requests.selections import Selection
 from services.scalars.requests.top_nodes import TopNodesSpec
 from services.scalars.vocabulary.node_directions import NodeDirections
 from services.scalars.vocabulary.remembered_lists import RememberedLists

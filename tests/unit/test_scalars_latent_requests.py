@@ -17,11 +17,10 @@ from services.scalars.model.locations import ActivationLocationType, Dimension, 
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.passes.inference import InferenceSpec, PreparedInference
 from services.scalars.requests.batches import BatchInference, NamedSpec
+from services.scalars.requests.components import ComponentSpec, resolve_component
 from services.scalars.requests.selections import (
-    ComponentSpec,
     DimensionRange,
     Selection,
-    resolve_component,
 )
 from shared.errors import InvalidArgument, ResourceExhausted
 from tests.unit.scalars_checkpoint import LAYERS, write_checkpoint

@@ -30,7 +30,7 @@ from services.scalars.model.locations import (
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.passes.inference import InferenceSpec
 from services.scalars.requests.batches import MAX_LISTED, BatchInference, NamedSpec
-from services.scalars.requests.selections import ComponentSpec
+from services.scalars.requests.components import ComponentSpec
 from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec
 from services.scalars.vocabulary import read_directions
 from services.scalars.vocabulary.node_directions import NodeDirections

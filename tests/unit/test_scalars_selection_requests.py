@@ -16,12 +16,11 @@ from services.scalars.model.locations import (
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.passes.inference import PreparedInference
 from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.requests.components import ComponentSpec, resolve_component
 from services.scalars.requests.selected_nodes import NodeSelection
 from services.scalars.requests.selections import (
-    ComponentSpec,
     DimensionRange,
     Selection,
-    resolve_component,
     resolve_selection,
 )
 from services.scalars.requests.top_nodes import (

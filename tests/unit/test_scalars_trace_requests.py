@@ -16,13 +16,12 @@ from services.scalars.passes.inference import InferenceSpec, PreparedInference, 
 from services.scalars.passes.losses import LossKind, LossSpec
 from services.scalars.passes.nodes import NonlinearitySide
 from services.scalars.passes.traces import AttentionTraceType, TraceSpec
+from services.scalars.requests.components import ComponentSpec, resolve_component
 from services.scalars.requests.resolving import Resolver
 from services.scalars.requests.selected_nodes import NodeSelection
 from services.scalars.requests.selections import (
-    ComponentSpec,
     ResolvedSelection,
     Selection,
-    resolve_component,
     resolve_selection,
 )
 from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes

@@ -30,7 +30,8 @@ from services.scalars.answers.token_pair_attribution import TokenPairAttribution
 from services.scalars.engine.jobs import Check
 from services.scalars.passes.inference import RunResult
 from services.scalars.requests.batches import Dependent, InferencePlan, layout_of
-from services.scalars.requests.selections import ComponentSpec, ResolvedSelection
+from services.scalars.requests.components import ComponentSpec
+from services.scalars.requests.selections import ResolvedSelection
 from services.scalars.requests.top_nodes import ResolvedTopNodes
 from services.scalars.vocabulary.node_directions import NodeDirections
 from services.scalars.vocabulary.remembered_lists import RememberedLists

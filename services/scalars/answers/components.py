@@ -15,7 +15,8 @@ from services.scalars.answers.results import ComponentScalars, TokenPairTable
 from services.scalars.catalogue import CATALOGUE, Requirement
 from services.scalars.model.locations import Dimension, LayerIndex
 from services.scalars.model.taps import RawTensorId
-from services.scalars.requests.selections import ComponentSpec, ResolvedSelection
+from services.scalars.requests.components import ComponentSpec
+from services.scalars.requests.selections import ResolvedSelection
 from services.scalars.vocabulary.node_directions import Layout, NodeDirections
 from services.scalars.vocabulary.scored_tokens import TokenScoring
 from services.scalars.vocabulary.top_tokens import TopTokens, VocabularyProjection

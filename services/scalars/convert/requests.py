@@ -27,8 +27,9 @@ from services.scalars.passes.losses import LossKind, LossSpec
 from services.scalars.passes.nodes import NonlinearitySide
 from services.scalars.passes.traces import AttentionTraceType, TraceSpec
 from services.scalars.requests.batches import AnySpec, BatchInference, NamedSpec
+from services.scalars.requests.components import ComponentSpec
 from services.scalars.requests.selected_nodes import NodeSelection
-from services.scalars.requests.selections import ComponentSpec, DimensionRange, Selection
+from services.scalars.requests.selections import DimensionRange, Selection
 from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec
 from services.scalars.vocabulary.scored_tokens import ScoredTokensSpec, TokenScoring
 

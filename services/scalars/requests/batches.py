@@ -20,8 +20,9 @@ from services.scalars.answers.token_pair_attribution import (
 from services.scalars.model.subject import Subject
 from services.scalars.model.taps import RawTensorId
 from services.scalars.passes.inference import InferenceSpec, PreparedInference
+from services.scalars.requests.components import ComponentSpec
 from services.scalars.requests.resolving import Resolver
-from services.scalars.requests.selections import ComponentSpec, ResolvedSelection, Selection
+from services.scalars.requests.selections import ResolvedSelection, Selection
 from services.scalars.requests.top_nodes import (
     MAX_NODES,
     ResolvedTopNodes,

@@ -13,14 +13,13 @@ from services.scalars.catalogue import CATALOGUE, Requirement
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject
 from services.scalars.passes.inference import InferenceSpec, PreparedInference
+from services.scalars.requests.components import ComponentSpec, resolve_component
 from services.scalars.requests.selected_nodes import NodeSelection
 from services.scalars.requests.selections import (
-    ComponentSpec,
     DimensionRange,
     ResolvedSelection,
     Selection,
     check_pass,
-    resolve_component,
     resolve_selection,
 )
 from services.scalars.requests.top_nodes import ResolvedTopNodes, TopNodesSpec, resolve_top_nodes

@@ -18,7 +18,7 @@ from services.scalars.deriving.scalar_types import DerivedScalarType
 from services.scalars.model.locations import Dimension, LayerIndex, PassType
 from services.scalars.model.subject import Subject
 from services.scalars.passes.inference import PreparedInference
-from services.scalars.passes.layers import check_layer, check_layer_exists
+from services.scalars.passes.layers import check_layer_exists
 from services.scalars.requests.selected_nodes import (
     ABOUT_ALL,
     NO_NODE,
@@ -164,7 +164,7 @@ def resolve_selection(
         field=f"{field}.pass_type",
         inference_field=inference_field,
     )
-    autoencoder = _autoencoder(
+    autoencoder = autoencoder_of(
         declaration, subject, prepared, f"{field}.derived_scalar_type", inference_field
     )
     shape, n_tokens = subject.model.shape, len(prepared.tokens)
@@ -211,8 +211,8 @@ def whole_selection(
     Raises InvalidArgument for a type that is about a single node, or that the deployment or the
     inference lacks an autoencoder or a latent for.
     """
-    _refuse_single_node(declaration, field)
-    autoencoder = _autoencoder(declaration, subject, prepared, field, inference_field)
+    refuse_single_node(declaration, field)
+    autoencoder = autoencoder_of(declaration, subject, prepared, field, inference_field)
     shape, n_tokens = subject.model.shape, len(prepared.tokens)
     layers = layers_of(declaration, shape, autoencoder, prepared.within_layer_latent)
     return ResolvedSelection(
@@ -226,13 +226,14 @@ def whole_selection(
     )
 
 
-def _autoencoder(
+def autoencoder_of(
     declaration: Declaration,
     subject: Subject,
     prepared: PreparedInference,
     field: str,
     inference_field: str,
 ) -> Autoencoder | None:
+    """What a scalar is derived of; InvalidArgument where deployment or inference lacks it."""
     return autoencoder_for(
         declaration,
         subject.autoencoders,
@@ -242,7 +243,7 @@ def _autoencoder(
     )
 
 
-def _refuse_single_node(declaration: Declaration, field: str) -> None:
+def refuse_single_node(declaration: Declaration, field: str) -> None:
     """Refuses a type that only a selection of tensors can say the node or activation of."""
     if declaration.requirements & {Requirement.NODE_INDEX, Requirement.ACTIVATION_INDEX}:
         raise InvalidArgument(
@@ -319,84 +320,3 @@ def _slices(
             )
         slices[axis] = slice(each.start, each.stop)
     return tuple(slices)
-
-
-@dataclass(frozen=True)
-class ComponentSpec:
-    """One component at every token, and how many top tokens of it are wanted beside."""
-
-    dst: str
-    layer_index: LayerIndex
-    component_index: int
-    pass_type: PassType = PassType.FORWARD
-    top_token_count: int = 0
-
-
-def resolve_component(
-    spec: ComponentSpec,
-    subject: Subject,
-    prepared: PreparedInference,
-    *,
-    field: str,
-    inference_field: str,
-    by_token_pair: bool = False,
-) -> ResolvedSelection:
-    """Checks a component; the selection answered is its own scalars at its layer.
-
-    Raises InvalidArgument for a type that is not indexed by token (or token pair of a flattened
-    triangle) and component; with `by_token_pair`, by query, key and component.
-    """
-    component = f"{field}.component"
-    declaration = find_scalar(spec.dst, f"{component}.derived_scalar_type")
-    dst = declaration.dst
-    _refuse_single_node(declaration, f"{component}.derived_scalar_type")
-    tokens = (Dimension.SEQUENCE_TOKENS,)
-    allowed = (
-        [(*tokens, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)]
-        if by_token_pair
-        else [tokens, (Dimension.SEQUENCE_TOKEN_PAIRS,)]
-    )
-    if dst.dimensions[:-1] not in allowed:
-        needed = "query, key and component" if by_token_pair else "token and component"
-        instead = CATALOGUE.unflattened(dst.name) if by_token_pair else None
-        raise InvalidArgument(
-            f"{dst.name} has the dimensions {', '.join(d.value for d in dst.dimensions)}; one "
-            f"that is indexed by {needed} is needed{f', as {instead} is' if instead else ''}",
-            field=f"{component}.derived_scalar_type",
-        )
-    check_pass(
-        declaration,
-        spec.pass_type,
-        prepared,
-        field=f"{field}.pass_type",
-        inference_field=inference_field,
-    )
-    shape, latent = subject.model.shape, prepared.within_layer_latent
-    check_layer(spec.layer_index, dst.name, dst.has_layers, shape, component)
-    autoencoder = _autoencoder(
-        declaration, subject, prepared, f"{component}.derived_scalar_type", inference_field
-    )
-    here = f"{component}.layer_index"
-    check_exists_at(declaration, spec.layer_index, autoencoder, latent, here)
-    sizes = sizes_of(declaration, shape, len(prepared.tokens), autoencoder, spec.layer_index)
-    index = spec.component_index
-    of_latent = Requirement.WITHIN_LAYER_LATENT in declaration.requirements
-    alone = of_latent and dst.dimensions[-1] is Dimension.SINGLETON
-    if alone and latent is not None and index == latent.latent:
-        # What is derived of one latent alone has it as its only component.
-        index = 0
-    if not 0 <= index < sizes[-1]:
-        raise InvalidArgument(
-            f"component {index} is not in {dst.dimensions[-1].value}, which has {sizes[-1]}",
-            field=f"{component}.component_index",
-        )
-    return ResolvedSelection(
-        declaration=declaration,
-        pass_type=spec.pass_type,
-        layers=(spec.layer_index,),
-        slices=(
-            *(slice(None) for _ in sizes[:-1]),
-            slice(index, index + 1),
-        ),
-        shapes=(sizes,),
-    )
