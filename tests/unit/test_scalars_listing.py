@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from services.scalars.answers.ranking import NodeScalars, rank_nodes
+from services.scalars.answers.ranking import NodeScalars, strongest_nodes, sums_of, values_of
 from services.scalars.answers.token_pairs import summarize
 from services.scalars.deriving.activations import ActivationsAndMetadata
 from services.scalars.model.locations import PassType
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.passes.inference import PreparedInference
 from services.scalars.passes.losses import Loss, LossKind
+from services.scalars.requests.selections import ResolvedSelection
 from services.scalars.requests.top_nodes import ScalarGroup, TopNodesSpec, resolve_top_nodes
 from services.scalars.vocabulary.top_tokens import VocabularyProjection, excluded_entries
 from tests.unit.scalars_checkpoint import write_checkpoint
@@ -32,12 +33,13 @@ def ranked(subject: Subject, spec: TopNodesSpec, **tensors: torch.Tensor) -> Nod
     resolved = resolve_top_nodes(spec, subject, prepared, field="", inference_field="")
     # The model has more layers; here each tensor stands for all of them.
     groups = tuple(tuple(replace(each, layers=(0,)) for each in group) for group in resolved.groups)
-    return rank_nodes(
-        replace(resolved, groups=groups),
-        lambda each: ActivationsAndMetadata(
-            each.dst, PassType.FORWARD, {0: tensors[each.dst.name]}
-        ),
-    )
+    resolved = replace(resolved, groups=groups)
+
+    def scalars(each: ResolvedSelection) -> ActivationsAndMetadata:
+        return ActivationsAndMetadata(each.dst, PassType.FORWARD, {0: tensors[each.dst.name]})
+
+    nodes = strongest_nodes(resolved, scalars)
+    return NodeScalars(nodes, values_of(nodes, resolved, scalars), sums_of(resolved, scalars))
 
 
 def test_ranking_unites_groups(subject: Subject) -> None:

@@ -13,7 +13,7 @@ from services.scalars.answers.derivation import Derivation
 from services.scalars.answers.node_lists import INDICES, NodeList
 from services.scalars.answers.results import ComponentScalars, TokenPairTable
 from services.scalars.catalogue import CATALOGUE, Requirement
-from services.scalars.model.locations import Dimension, LayerIndex
+from services.scalars.model.locations import LayerIndex
 from services.scalars.model.taps import RawTensorId
 from services.scalars.requests.components import ComponentSpec
 from services.scalars.requests.selections import ResolvedSelection
@@ -49,11 +49,6 @@ class ResolvedComponent:
     def layout(self) -> Layout:
         """What the indices of its nodes count."""
         return {self.selection.dst.node_type: self.selection.dst.dimensions}
-
-    @property
-    def is_of_vocabulary(self) -> bool:
-        """Whether its scalars are themselves of vocabulary entries."""
-        return self.selection.dst.dimensions[-1] is Dimension.VOCAB_SIZE
 
     def nodes(self, tokens: NDArray[np.int64]) -> NodeList:
         """Its nodes at these tokens or token pairs."""

@@ -47,12 +47,6 @@ class NodeScalars:
         return sum(each.nbytes for each in arrays) + 5 * 8 * len(self.nodes)
 
 
-def rank_nodes(resolved: ResolvedTopNodes, scalars: Scalars) -> NodeScalars:
-    """Lists the strongest nodes with their scalars and sums."""
-    nodes = strongest_nodes(resolved, scalars)
-    return NodeScalars(nodes, values_of(nodes, resolved, scalars), sums_of(resolved, scalars))
-
-
 def strongest_nodes(resolved: ResolvedTopNodes, scalars: Scalars) -> NodeList:
     """The nodes that the groups list, each once.
 

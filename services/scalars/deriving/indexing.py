@@ -45,11 +45,6 @@ class DerivedScalarIndex:
     layer_index: LayerIndex
     pass_type: PassType = PassType.FORWARD
 
-    @property
-    def node_index(self) -> NodeIndex:
-        """The node that the element belongs to."""
-        return NodeIndex(self.dst.node_type, self.tensor_indices, self.layer_index, self.pass_type)
-
     @classmethod
     def of_node(cls, node: NodeIndex, dst: DerivedScalarType) -> DerivedScalarIndex:
         """Where a node stands in a scalar of the same node type; ValueError for another type."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from services.scalars.deriving.activations import ActivationsAndMetadata
 from services.scalars.deriving.indexing import DerivedScalarIndex, python_index
 from services.scalars.deriving.scalar_types import DerivedScalarType
 from services.scalars.deriving.selection import top_indices
-from services.scalars.model.locations import Dimension, NodeType, PassType
+from services.scalars.model.locations import Dimension, PassType
 
 
 class DerivedScalarStore:
@@ -35,11 +35,6 @@ class DerivedScalarStore:
     def device(self) -> torch.device | None:
         """Where the tensors are; None where there are none."""
         return next((each.device for each in self if each.device is not None), None)
-
-    @property
-    def dsts(self) -> tuple[DerivedScalarType, ...]:
-        """The scalar types at hand, in the order given."""
-        return tuple(dict.fromkeys(each.dst for each in self))
 
     @property
     def numel(self) -> int:
@@ -71,7 +66,6 @@ class DerivedScalarStore:
         *,
         dsts: Collection[DerivedScalarType] | None = None,
         pass_type: PassType | None = None,
-        node_type: NodeType | None = None,
         layer_indices: Collection[int] | None = None,
     ) -> DerivedScalarStore:
         """Only what agrees with all that is given."""
@@ -80,22 +74,6 @@ class DerivedScalarStore:
             for each in self
             if (dsts is None or each.dst in dsts)
             and (pass_type is None or each.pass_type == pass_type)
-            and (node_type is None or each.dst.node_type == node_type)
-        )
-
-    def apply_transform_fn(
-        self, function: Callable[..., Tensor], *others: DerivedScalarStore
-    ) -> DerivedScalarStore:
-        """Applies `function(tensor, *other_tensors)` to every tensor.
-
-        KeyError where another store lacks one of this one's scalars.
-        """
-        return DerivedScalarStore(
-            each.apply_transform_fn(
-                lambda *arguments: function(*arguments[:-1]),
-                *(other.get(each.dst, each.pass_type) for other in others),
-            )
-            for each in self
         )
 
     def topk(
@@ -122,25 +100,17 @@ class DerivedScalarStore:
         places = [place for _, indices in found for place in indices]
         return values, [places[position] for position in order.tolist()]
 
-    def max(self, *, node_type: NodeType | None = None) -> tuple[float, DerivedScalarIndex]:
-        """The largest element and where it is; ValueError where there is none."""
-        values, places = self.filter(node_type=node_type).topk(1)
-        if not places:
-            raise ValueError("there is no element to find the largest of")
-        return float(values[0]), places[0]
-
     def sum(
         self,
         dimensions_to_keep: Collection[Dimension] = (),
         *,
-        node_type: NodeType | None = None,
         layer_indices: Collection[int] | None = None,
     ) -> Tensor:
         """Sum over all scalars, their layers, and the dimensions that are not kept.
 
         ValueError where the scalars lack a dimension to keep, or have them in different orders.
         """
-        chosen = self.filter(node_type=node_type, layer_indices=layer_indices)
+        chosen = self.filter(layer_indices=layer_indices)
         total: Tensor | None = None
         orders = set()
         for each in chosen:
