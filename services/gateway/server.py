@@ -105,6 +105,8 @@ def make_server(deployment: Deployment, announce: Callable[[], None]) -> uvicorn
             log_config=None,
             access_log=False,
             server_header=False,
+            # Longer than clients and proxies keep theirs: a request would meet its end.
+            timeout_keep_alive=75,
             # Nothing looks at a client's address, so none need be taken from headers.
             proxy_headers=False,
             timeout_graceful_shutdown=int(DRAIN_SECONDS),

@@ -14,7 +14,8 @@ import pytest
 from neuropil.common import v1 as common
 from neuropil.names import DERIVED_SCALAR_TYPES
 from neuropil.records import v1
-from shared.settings import Http, Limits
+from services.gateway.server import make_server
+from shared.settings import Deployment, Http, Limits
 from tests.integration.gateway_records import BODY, Records
 from tests.integration.gateway_running import Servicer, gateway_to
 
@@ -215,6 +216,11 @@ async def test_who_listens_only_after_sending_hears_that_the_body_is_too_large(
             return connection.recv(1 << 16)
 
     assert (await asyncio.to_thread(answer)).startswith(b"HTTP/1.1 413 ")
+
+
+def test_connections_are_kept_for_longer_than_clients_and_proxies_keep_them() -> None:
+    # nginx and the load balancers of clouds keep idle ones for a minute.
+    assert make_server(Deployment(), lambda: None).config.timeout_keep_alive > 60
 
 
 async def test_failures_of_the_service_reach_the_client(client: httpx.AsyncClient) -> None:

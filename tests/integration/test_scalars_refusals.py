@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[Any, str, str, str]] = {
         derive(None, scalars.ScalarSelection()),
         INVALID,
         "selections[0].derived_scalar_type",
-        "",
+        "must be set",
     ),
     "unknown type": (
         derive(None, scalars.ScalarSelection(derived_scalar_type=999)),  # type: ignore[arg-type]

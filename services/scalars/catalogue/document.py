@@ -94,6 +94,9 @@ window shorter than the context, rotary positions other than `default`, `linear`
 mixtures of experts, quantized weights, activation functions other than the family's; so are tensors
 in the files that the configuration has no place for.
 
+A within-layer gradient index names one latent at all tokens: its tensor indices are all, and the
+latent's number.
+
 ## Types
 
 """

@@ -15,6 +15,9 @@ from shared.rpc.interceptors.wrapping import Behavior, Context, Interceptor
 
 UNREADABLE_REQUEST = "UNREADABLE_REQUEST"
 
+_NOT_SET = "enum.not_in"
+"""The only value that the contract forbids of an enum is that of one that isn't set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
@@ -68,6 +71,8 @@ class ValidationInterceptor(Interceptor):
 def _explain(violation: Violation) -> InvalidArgument:
     field = field_path(violation)
     rule = violation.proto.message or "breaks a rule of the contract"
+    if violation.proto.rule_id == _NOT_SET:
+        rule = "must be set"
     return InvalidArgument(f"{field or 'the request'}: {rule}", field=field)
 
 

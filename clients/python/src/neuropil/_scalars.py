@@ -115,7 +115,7 @@ class ScalarsClient:
         """The scalars of one neuron, head or latent at every token.
 
         With `top_tokens` also that many entries of the vocabulary that it promotes and suppresses
-        most: see `TopTokens` for their order.
+        most: see `TopTokens` for their order. `batch` with a `ComponentSpec` also gives the run.
         """
         spec = ComponentSpec(scalar_type, layer_index, component_index, pass_type, top_tokens)
         request = v1.DeriveComponentRequest(
@@ -160,6 +160,9 @@ class ScalarsClient:
         ablations: Sequence[Ablation] = (),
     ) -> list[Node]:
         """The nodes with the largest and the smallest scalars, `count` of each a scalar type.
+
+        `batch` with a `TopNodesSpec` also gives the run and the sums over all nodes, and takes the
+        nodes of one token, or of later layers, alone.
 
         `groups` holds scalar types by group, for example
         ``{"write_norm": ["mlp_write_norm", "unflattened_attn_write_norm"]}``.
