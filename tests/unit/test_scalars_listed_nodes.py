@@ -135,7 +135,11 @@ def test_attribution_part_by_part(
         np.testing.assert_allclose(getattr(parts, name), array, rtol=1e-5, atol=1e-6)
     peak = peak_bytes(lambda: attribution.of(spec, nodes, layout, run, never))
     # Arrays of the answer and its positions are numpy's, which torch does not count.
-    assert 0 < peak <= attribution.n_bytes(0, 2, T) < 1 << 20
+    estimate = attribution.n_bytes(len(nodes), 2, T)
+    assert 0 < peak <= estimate - len(nodes) * 24 * 2 < 4 << 20
+    few = nodes.ordered(np.arange(5))
+    peak = peak_bytes(lambda: attribution.of(spec, few, layout, run, never))
+    assert 0 < peak <= attribution.n_bytes(len(few), 2, T) < estimate
     with pytest.raises(Stopped):
         attribution.of(spec, nodes, layout, run, third())
 
@@ -187,7 +191,8 @@ def test_reads_part_by_part(
     parts = read()
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other)
-    assert 0 < peak_bytes(read) <= directions.n_bytes(len(nodes)) + directions.reading_bytes(T)
+    estimate = directions.n_bytes(len(nodes)) + directions.reading_bytes(scoring, len(nodes), T)
+    assert 0 < peak_bytes(read) <= estimate
     with pytest.raises(Stopped):
         read(third())
 

@@ -95,8 +95,11 @@ class TokenPairAttribution:
             return 0
         latents = max(autoencoder.latent_count(layer) for layer in autoencoder.layers)
         of_parts = max(
-            _at_once(each) * each
-            for each in (_encoded_bytes(latents), self._bytes_of_one(n_tokens))
+            min(number, _at_once(each)) * each
+            for number, each in (
+                (n_tokens, _encoded_bytes(latents)),
+                (nodes, self._bytes_of_one(n_tokens)),
+            )
         )
         return of_parts + nodes * (24 * min(count, n_tokens) + 64)
 

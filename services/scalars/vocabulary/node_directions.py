@@ -24,11 +24,12 @@ from services.scalars.model.locations import (
 from services.scalars.model.taps import RawTensorId
 from services.scalars.passes.nodes import LATENT_TYPES
 from services.scalars.vocabulary.read_directions import (
+    head_read_bytes,
     head_reads,
     latent_reads,
+    mlp_read_bytes,
     neuron_read_directions,
     neuron_read_lengths,
-    read_bytes,
 )
 from services.scalars.vocabulary.scored_tokens import Directions, TokenScoring, lengths
 
@@ -74,9 +75,13 @@ class NodeDirections:
         """Memory that the directions of so many nodes take, from above."""
         return _COPIES * 4 * nodes * self._model.shape.residual_stream_channels
 
-    def reading_bytes(self, n_tokens: int) -> int:
+    def reading_bytes(self, scoring: TokenScoring, nodes: int, n_tokens: int) -> int:
         """Memory that finding them takes besides, from above, and only until they are found."""
-        return read_bytes(self._model, n_tokens)
+        if scoring in _PARTS:
+            return head_read_bytes(self._model, n_tokens)
+        if scoring is TokenScoring.INPUT_TOKENS_THAT_UPVOTE_MLP:
+            return mlp_read_bytes(self._model, nodes)
+        return 0
 
     def _needed(
         self,

@@ -137,14 +137,17 @@ def head_reads(
     return found
 
 
-def read_bytes(model: SubjectModel, n_tokens: int) -> int:
-    """Most memory that any of these takes besides what it answers."""
+def mlp_read_bytes(model: SubjectModel, nodes: int) -> int:
+    """Most memory that reads of so many neurons or latents take besides what they answer."""
+    sizes = (_neuron_bytes(model), _latent_bytes(model))
+    return max(min(nodes, _at_once(each)) * each for each in sizes)
+
+
+def head_read_bytes(model: SubjectModel, n_tokens: int) -> int:
+    """The same of heads."""
     shape = model.shape
     per_token = 16 * shape.residual_stream_channels + 8 * n_tokens * shape.attn_heads
-    return max(
-        *(_at_once(each) * each for each in (_neuron_bytes(model), _latent_bytes(model))),
-        4 * n_tokens * per_token,
-    )
+    return 4 * n_tokens * per_token
 
 
 def _neuron_reads(model: SubjectModel, layer: int, rows: Tensor, neurons: Column) -> Tensor:
