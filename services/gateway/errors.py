@@ -7,6 +7,7 @@ writes it in JSON; what a program may act on (datasets tried, the file at fault)
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ _CODE_BY_STATUS = {
     405: "UNIMPLEMENTED",
     413: "RESOURCE_EXHAUSTED",
 }
+# What the prompt at fault is compared with.
+_OTHER_PROMPT = re.compile(r"\binferences\[\d{1,4}\]\.inference\.prompt\b")
 _REASON_BY_STATUS = {
     400: "UNREADABLE_BODY",
     404: "UNKNOWN_ROUTE",
@@ -121,6 +124,7 @@ def from_service_error(
     message, reason = error.message, error.reason
     if error.field:
         message = message.replace(error.field, field)
+    message = _OTHER_PROMPT.sub(lambda found: path(found[0]), message)
     if not reason:
         # The transport's own text names addresses, which are nobody's business.
         message, reason, status = _transport_failure(error, service, status)

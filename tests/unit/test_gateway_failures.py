@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from neuropil.errors import NeuropilError
+from services.gateway.debugger_paths import DebuggerPath
 from services.gateway.errors import from_service_error
 from services.gateway.paths import json_path
+from services.gateway.requests.debugger import BatchedTdbRequest
 
 SPEC = "derivedScalarsRequestSpec"
 
@@ -141,6 +143,29 @@ def test_the_message_names_the_field_as_the_client_wrote_it() -> None:
     body = body_of(message="component.layer_index: must be below 4", field="component.layer_index")
     assert body["message"] == "layerIndex: must be below 4"
     assert body["field"] == "layerIndex"
+
+
+def test_the_message_names_another_prompt_as_the_client_wrote_it() -> None:
+    prompt = {
+        "prompt": "a",
+        "targetTokens": [],
+        "distractorTokens": [],
+        "componentTypeForMlp": "neuron",
+        "componentTypeForAttention": "attention_head",
+        "topAndBottomKForNodeTable": 1,
+        "hideEarlyLayersWhenAblating": False,
+    }
+    body = BatchedTdbRequest.model_validate({"subRequests": [prompt, prompt]})
+    error = NeuropilError(
+        "INVALID_ARGUMENT",
+        "this one has 1 tokens, inferences[0].inference.prompt has 5",
+        reason="PROMPT_LENGTHS_DIFFER",
+        field="inferences[1].inference.prompt",
+    )
+    answer = from_service_error(error, "scalars", DebuggerPath(body))
+    assert answer is not None
+    assert answer.body["message"] == "this one has 1 tokens, subRequests[0].prompt has 5"
+    assert answer.body["field"] == "subRequests[1].prompt"
 
 
 def test_facts_stand_beside_the_message_and_can_not_replace_it() -> None:

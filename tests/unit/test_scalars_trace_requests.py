@@ -86,7 +86,7 @@ def test_traces(subject: Subject) -> None:
         (node(neuron, (None, 2)), None, f"{at}.tensor_indices[0]", "which token"),
         (node(latent, (1, LATENTS + 1)), None, f"{at}.tensor_indices[1]", f"are {LATENTS + 1}"),
         (node(latent, (1, 2), 0), None, f"{at}.layer_index", "layers 1, 2"),
-        (TraceSpec(HEAD), None, "inference.trace.attention_trace_type", "q, k, qk, v"),
+        (TraceSpec(HEAD), None, "inference.trace.attention_trace_type", "query (Q)"),
         (
             TraceSpec(NEURON, attention_trace_type=QK),
             None,
@@ -105,13 +105,13 @@ def test_traces(subject: Subject) -> None:
             TraceSpec(NEURON, downstream=TraceSpec(later)),
             None,
             "inference.trace.downstream",
-            "only a trace of type v",
+            "only a trace of type V",
         ),
         (
             TraceSpec(HEAD, attention_trace_type=VALUE, downstream=v),
             None,
             "inference.trace.downstream.attention_trace_type",
-            "q, k or qk",
+            "Q, K or QK",
         ),
         (
             TraceSpec(HEAD, attention_trace_type=VALUE, downstream=node(neuron, (1, 2), 0)),
@@ -244,7 +244,7 @@ def test_selections_of_one_node(subject: Subject) -> None:
             "s.detach_layer_norm_scale",
             "no layer norm",
         ),
-        (Selection(out, node=NodeSelection(HEAD)), "s.attention_part", "q, k, v"),
+        (Selection(out, node=NodeSelection(HEAD)), "s.attention_part", "query, key, value"),
         (
             Selection(out, node=NodeSelection(NEURON, AttentionPart.KEY)),
             "s.attention_part",

@@ -152,7 +152,7 @@ def resolve_trace(
     if trace.attention_trace_type is not AttentionTraceType.VALUE:
         if loss is not None:
             raise InvalidArgument(
-                "a backward pass starts from a loss or from a trace; only a trace of type v "
+                "a backward pass starts from a loss or from a trace; only a trace of type V "
                 "without a downstream node takes a loss",
                 field=loss_field,
             )
@@ -160,19 +160,19 @@ def resolve_trace(
     if spec.downstream is None:
         if loss is None:
             raise InvalidArgument(
-                "a trace of type v projects on a gradient; give a downstream node or a loss",
+                "a trace of type V projects on a gradient; give a downstream node or a loss",
                 field=f"{field}.downstream",
                 reason="LOSS_NEEDED",
             )
         return replace(trace, downstream=loss)
     if loss is not None:
         raise InvalidArgument(
-            "a trace of type v with a downstream node takes no loss", field=loss_field
+            "a trace of type V with a downstream node takes no loss", field=loss_field
         )
     below = f"{field}.downstream"
     if spec.downstream.attention_trace_type is AttentionTraceType.VALUE:
         raise InvalidArgument(
-            "what is downstream can't be traced through its value; it must be q, k or qk",
+            "what is downstream can't be traced through its value; it must be Q, K or QK",
             field=f"{below}.attention_trace_type",
         )
     downstream = _resolve(spec.downstream, shape, autoencoders, n_tokens, below)
@@ -192,8 +192,8 @@ def _resolve(
     kind = spec.attention_trace_type
     if node.is_head and kind is None:
         raise InvalidArgument(
-            f"an attention head is traced through one of "
-            f"{', '.join(each.value for each in AttentionTraceType)}",
+            "an attention head is traced through its query (Q), its key (K), both (QK) or its "
+            "value (V); say which",
             field=f"{field}.attention_trace_type",
         )
     if not node.is_head and kind is not None:
@@ -204,7 +204,7 @@ def _resolve(
         )
     if spec.downstream is not None and kind is not AttentionTraceType.VALUE:
         raise InvalidArgument(
-            "only a trace of type v has a downstream node", field=f"{field}.downstream"
+            "only a trace of type V has a downstream node", field=f"{field}.downstream"
         )
     # A head's value has no nonlinearity: traces of both sides are one.
     side = NonlinearitySide.PRE_ACT if kind is AttentionTraceType.VALUE else spec.side

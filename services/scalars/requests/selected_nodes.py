@@ -114,7 +114,7 @@ def _check_part(
     if of_head and part is None:
         raise InvalidArgument(
             f"{name} is of one way into a head; say which of "
-            f"{', '.join(each.value for each in AttentionPart)}",
+            f"{', '.join(each.name.lower() for each in AttentionPart)}",
             field=field,
         )
     if part is not None and not of_head:
