@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +18,10 @@ from neuropil import names
 from neuropil.scalars import v1
 from neuropil.tensors import to_array
 from services.scalars import convert
+from services.scalars.answers import batch_work
 from services.scalars.answers.batch_work import HELD_BYTES, BatchWork
 from services.scalars.data_plane import DataPlane
+from services.scalars.deriving.activations import RawActivationStore
 from services.scalars.engine.worker import Engine
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.passes.inference import run_inference
@@ -286,3 +289,28 @@ async def test_a_huge_residual_stream_spoils_no_later_call(subject: Subject, val
         await answers(data_plane, scored("mlp_post_act", scoring, huge, *finite))
         (found,) = await answers(data_plane, scored("mlp_post_act", scoring))
     assert found.results == expected.results
+
+
+async def test_what_was_derived_is_gone_when_tokens_are_scored(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    derived: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    derive_once, score = RawActivationStore.derived_once, batch_work.score
+
+    def derived_once(self: RawActivationStore, *arguments: Any) -> Any:
+        found = derive_once(self, *arguments)
+        if all(found is not each for each in self.tensors.values()):
+            derived.append(weakref.ref(found))
+        return found
+
+    def scored(*arguments: Any) -> Any:
+        alive.append(sum(each() is not None for each in derived))
+        return score(*arguments)
+
+    monkeypatch.setattr(RawActivationStore, "derived_once", derived_once)
+    monkeypatch.setattr(batch_work, "score", scored)
+    async with plane(subject) as data_plane:
+        await answers(data_plane, request(PROMPTS[0]))
+    assert derived
+    assert alive == [0]

@@ -187,6 +187,8 @@ class BatchWork:
                     scorings.append((position, name, scoring, key))
                 else:
                     mine[name] = self._result(name, spec, plan, derivation, nodes)
+            # Projecting directions takes much memory of its own, and needs none of it.
+            derivation.forget()
         if scorings:
             check = derivations[0][1].check
             scored = score(

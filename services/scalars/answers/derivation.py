@@ -70,6 +70,10 @@ class Derivation:
             self.run.raw_store, selection.pass_type, list(selection.layers)
         )
 
+    def forget(self) -> None:
+        """Lets go of what was derived so far; it would be derived anew."""
+        self.run.raw_store.forget_derived()
+
     def captured(self, location: ActivationLocationType, layer: LayerIndex) -> Tensor:
         """A tensor of the forward pass."""
         found = self.run.raw_store.get(location, PassType.FORWARD)

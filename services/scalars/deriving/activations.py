@@ -166,3 +166,7 @@ class RawActivationStore:
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]
+
+    def forget_derived(self) -> None:
+        """Lets go of what was derived so far."""
+        self._derived.clear()
