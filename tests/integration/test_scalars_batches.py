@@ -9,32 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import neuropil
 from neuropil import names
-from neuropil.channel import open_channel
 from neuropil.common import v1 as common
-from neuropil.errors import translated
 from neuropil.names import component_id
 from neuropil.scalars import v1
 from neuropil.tensors import to_array
 from services.scalars.model.subject import Subject, load_subject
-from tests.integration.scalars_deployment import scalars_service, write_deployment
-from tests.unit.scalars_autoencoders import random_tensors, write_own_layout
-from tests.unit.scalars_checkpoint import LAYERS, NEURONS, WIDTH
+from tests.integration.scalars_batch_requests import (
+    PROMPT,
+    SCORINGS,
+    TYPE,
+    attributed,
+    batch,
+    batch_service,
+    inference,
+    run,
+    scored,
+    top,
+    top_nodes,
+)
+from tests.unit.scalars_checkpoint import LAYERS
 
-PROMPT = "The cat sat on the mat"
 OTHER = "The dog sat on the log"
-LATENTS = 50
-LOSS = neuropil.Loss("logit_diff", [" cat"], [" dog"])
-SCORINGS = {
-    "out": v1.TOKEN_SCORING_UPVOTED_OUTPUT_TOKENS,
-    "mlp": v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_MLP,
-    "q": v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_ATTN_Q,
-    "k": v1.TOKEN_SCORING_INPUT_TOKENS_THAT_UPVOTE_ATTN_K,
-}
-TYPE = names.DERIVED_SCALAR_TYPES.value
 
 
 @pytest.fixture(scope="module")
@@ -44,67 +42,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stub(folder: Path) -> Iterator[v1.DerivedScalarsStub]:
-    deployment = write_deployment(folder)
-    settings = yaml.safe_load(deployment.read_text())
-    settings["model"]["autoencoders"] = [
-        write_own_layout(
-            folder / f"{dst}.safetensors",
-            dst,
-            {layer: random_tensors(width, LATENTS, layer) for layer in range(LAYERS)},
-        ).model_dump(exclude_none=True)
-        for dst, width in (("mlp_post_act", NEURONS), ("resid_delta_attn", WIDTH))
-    ]
-    settings["limits"] = {"message_megabytes": 1}
-    deployment.write_text(yaml.safe_dump(settings))
-    with scalars_service(deployment) as address, open_channel(address) as channel:
-        yield v1.DerivedScalarsStub(channel)
+    with batch_service(folder) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
 def subject(folder: Path, stub: v1.DerivedScalarsStub) -> Subject:
     return load_subject("tiny", str(folder / "model"), "cpu")
-
-
-def inference(prompt: str = PROMPT, *ablations: neuropil.Ablation) -> v1.InferenceSpec:
-    return v1.InferenceSpec(
-        prompt=prompt, loss=LOSS.message(), ablations=[each.message() for each in ablations]
-    )
-
-
-def top_nodes(*types: str, count: int = 4, **fields: Any) -> v1.TopNodesSpec:
-    group = v1.ScalarGroup(
-        group_id=v1.GROUP_ID_SINGLETON, derived_scalar_types=[TYPE(each) for each in types]
-    )
-    return v1.TopNodesSpec(groups=[group], top_and_bottom_count=count, **fields)
-
-
-def scored(name: str, count: int = 5, of: str = "top") -> v1.NamedSpec:
-    spec = v1.ScoredTokensSpec(scoring=SCORINGS[name], token_count=count, depends_on=of)
-    return v1.NamedSpec(name=name, scored_tokens=spec)
-
-
-def attributed(count: int = 3, of: str = "top") -> v1.NamedSpec:
-    spec = v1.TokenPairAttributionSpec(attended_to_token_count=count, depends_on=of)
-    return v1.NamedSpec(name="pairs", token_pair_attribution=spec)
-
-
-def top(name: str = "top", *types: str, **fields: Any) -> v1.NamedSpec:
-    return v1.NamedSpec(name=name, top_nodes=top_nodes(*types, **fields))
-
-
-def run(
-    stub: v1.DerivedScalarsStub, *inferences: v1.BatchInference
-) -> list[dict[str, v1.NamedResult]]:
-    with translated():
-        answers = list(stub.BatchDerive(v1.BatchDeriveRequest(inferences=inferences), timeout=60))
-    assert [each.position for each in answers] == list(range(len(inferences)))
-    for each, asked in zip(answers, inferences, strict=True):
-        assert [result.name for result in each.results] == [spec.name for spec in asked.specs]
-    return [{result.name: result for result in each.results} for each in answers]
-
-
-def batch(spec: v1.InferenceSpec, *specs: v1.NamedSpec) -> v1.BatchInference:
-    return v1.BatchInference(inference=spec, specs=specs)
 
 
 def nodes_of(result: v1.NamedResult) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -334,131 +278,3 @@ def test_nodes_of_equal_strength(stub: v1.DerivedScalarsStub) -> None:
     for each in results["out"].scored_tokens.nodes:
         assert [entry.scalar for entry in each.top] == [0.0] * 5
         assert [entry.normalized_scalar for entry in each.bottom] == [0.0] * 5
-
-
-LISTED = top("top", "mlp_post_act")
-COMPONENT = v1.NamedSpec(
-    name="c", component=v1.ComponentSpec(component=component_id("mlp_post_act", 1, 3))
-)
-REFUSED: dict[str, tuple[list[v1.BatchInference], str, str, str]] = {
-    "unknown name": (
-        [batch(inference(), LISTED, scored("out", of="tip"))],
-        "INVALID_ARGUMENT",
-        "inferences[0].specs[1].scored_tokens.depends_on",
-        "'tip'",
-    ),
-    "name in another inference": (
-        [batch(inference(), LISTED), batch(inference(), attributed())],
-        "INVALID_ARGUMENT",
-        "inferences[1].specs[0].token_pair_attribution.depends_on",
-        "'top'",
-    ),
-    "itself": (
-        [batch(inference(), scored("out", of="out"))],
-        "INVALID_ARGUMENT",
-        "inferences[0].specs[0].scored_tokens.depends_on",
-        "itself",
-    ),
-    "a ring": (
-        [batch(inference(), scored("out", of="mlp"), scored("mlp", of="out"))],
-        "INVALID_ARGUMENT",
-        "inferences[0].specs[0].scored_tokens.depends_on",
-        "scored tokens",
-    ),
-    "wrong kind": (
-        [batch(inference(), COMPONENT, scored("out", of="c"))],
-        "INVALID_ARGUMENT",
-        "inferences[0].specs[1].scored_tokens.depends_on",
-        "a component",
-    ),
-    "name twice": (
-        [batch(inference(), LISTED, LISTED)],
-        "INVALID_ARGUMENT",
-        "inferences[0].specs[1].name",
-        "'top'",
-    ),
-    "prompts of different lengths": (
-        [batch(inference(), LISTED), batch(inference("The cat"), top("x", "mlp_post_act"))],
-        "INVALID_ARGUMENT",
-        "inferences[1].inference.prompt",
-        "same length",
-    ),
-    "other node types under a name": (
-        [batch(inference(), LISTED), batch(inference(), top("top", "attn_qk_probs"))],
-        "INVALID_ARGUMENT",
-        "inferences[1].specs[0].top_nodes.groups",
-        "inferences[0].specs[0].top_nodes",
-    ),
-    "what the inference lacks": (
-        [batch(v1.InferenceSpec(prompt=PROMPT), top("top", "mlp_act_times_grad"))],
-        "INVALID_ARGUMENT",
-        "inferences[0].inference.loss",
-        "loss",
-    ),
-    "layer of top nodes": (
-        [batch(inference(), top("top", "mlp_post_act", first_layer=LAYERS))],
-        "INVALID_ARGUMENT",
-        "inferences[0].specs[0].top_nodes.first_layer",
-        "0 to 2",
-    ),
-    "top tokens of what writes nothing": (
-        [
-            batch(
-                inference(),
-                v1.NamedSpec(
-                    name="c",
-                    component=v1.ComponentSpec(
-                        component=component_id("resid_post_mlp", 1, 3), top_token_count=3
-                    ),
-                ),
-            )
-        ],
-        "INVALID_ARGUMENT",
-        "inferences[0].specs[0].component.top_token_count",
-        "neurons, heads, latents",
-    ),
-    "too many tokens": (
-        [
-            batch(
-                inference(" cat" * 20),
-                top("top", "mlp_post_act", count=3000),
-                scored("out", 10_000),
-            )
-        ],
-        "RESOURCE_EXHAUSTED",
-        "inferences[0].specs[1].scored_tokens.token_count",
-        "500000",
-    ),
-    "a message too large": (
-        [
-            batch(
-                inference(),
-                v1.NamedSpec(
-                    name="huge",
-                    selection=v1.ScalarSelection(derived_scalar_type=TYPE("mlp_write")),
-                ),
-                *(
-                    v1.NamedSpec(
-                        name=f"more {number}",
-                        selection=v1.ScalarSelection(derived_scalar_type=TYPE("attn_write")),
-                    )
-                    for number in range(40)
-                ),
-            )
-        ],
-        "RESOURCE_EXHAUSTED",
-        "inferences[0].specs",
-        "a message holds 1048576",
-    ),
-    "no inference": ([], "INVALID_ARGUMENT", "inferences", ""),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_told(stub: v1.DerivedScalarsStub, name: str) -> None:
-    inferences, code, field, words = REFUSED[name]
-    with pytest.raises(neuropil.NeuropilError) as caught:
-        run(stub, *inferences)
-    assert caught.value.code == code
-    assert caught.value.field == field
-    assert words in str(caught.value)
