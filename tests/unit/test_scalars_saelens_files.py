@@ -183,7 +183,8 @@ def test_faults_of_saelens_configurations(tmp_path: Path, load: Load) -> None:
         stated["architecture"] = named
         (tmp_path / "a/cfg.json").write_text(json.dumps(stated))
         load.refused("served are standard, topk", configured)
-    for content, words in (("", "not JSON"), ("[]", "JSON object"), ('{"d_in"', "not JSON")):
+    torn = ("", '{"d_in"', "[" * 100_000)
+    for content, words in (("[]", "JSON object"), *((each, "not JSON") for each in torn)):
         (tmp_path / "a/cfg.json").write_text(content)
         load.refused(words, configured)
     (tmp_path / "a/cfg.json").unlink()
