@@ -191,7 +191,7 @@ def test_reads_part_by_part(
     parts = read()
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other)
-    estimate = directions.n_bytes(len(nodes)) + directions.reading_bytes(scoring, len(nodes), T)
+    estimate = directions.n_bytes(len(nodes)) + directions.finding_bytes(scoring, len(nodes), T)
     assert 0 < peak_bytes(read) <= estimate
     with pytest.raises(Stopped):
         read(third())

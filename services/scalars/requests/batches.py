@@ -248,8 +248,8 @@ class Planner:
                 _check_entries(2 * nodes * count, f"{nodes} nodes", f"{each.field}.token_count")
                 plan.captures |= self._directions.captures(spec.scoring, layout)
                 plan.extra_bytes += self._directions.n_bytes(nodes)
-                read = self._directions.reading_bytes(spec.scoring, nodes, n_tokens)
-                passing = max(passing, read, self._vocabulary.n_bytes(nodes))
+                found = self._directions.finding_bytes(spec.scoring, nodes, n_tokens)
+                passing = max(passing, found, self._vocabulary.n_bytes(nodes))
             else:
                 count = min(spec.count, n_tokens)
                 _check_entries(

@@ -48,8 +48,8 @@ _TOKEN_PAIRS = (
     (Dimension.SEQUENCE_TOKEN_PAIRS, Dimension.ATTN_HEADS),
 )
 _BY_TOKEN = Dimension.SEQUENCE_TOKENS
-_COPIES = 6
-"""Most that there are of a direction at one time."""
+_KEPT, _PASSING = 3, 3
+"""Copies of a direction: until all are projected, and besides while it is found."""
 
 
 class NodeDirections:
@@ -73,15 +73,16 @@ class NodeDirections:
 
     def n_bytes(self, nodes: int) -> int:
         """Memory that the directions of so many nodes take, from above."""
-        return _COPIES * 4 * nodes * self._model.shape.residual_stream_channels
+        return _KEPT * 4 * nodes * self._model.shape.residual_stream_channels
 
-    def reading_bytes(self, scoring: TokenScoring, nodes: int, n_tokens: int) -> int:
+    def finding_bytes(self, scoring: TokenScoring, nodes: int, n_tokens: int) -> int:
         """Memory that finding them takes besides, from above, and only until they are found."""
+        copies = _PASSING * 4 * nodes * self._model.shape.residual_stream_channels
         if scoring in _PARTS:
-            return head_read_bytes(self._model, n_tokens)
+            return copies + head_read_bytes(self._model, n_tokens)
         if scoring is TokenScoring.INPUT_TOKENS_THAT_UPVOTE_MLP:
-            return mlp_read_bytes(self._model, nodes)
-        return 0
+            return copies + mlp_read_bytes(self._model, nodes)
+        return copies
 
     def _needed(
         self,
