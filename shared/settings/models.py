@@ -50,7 +50,7 @@ class Model(Section):
     """A JSON list of token strings that top-token lists leave out."""
     autoencoders: tuple[Autoencoder, ...] = ()
     batching: Batching = Batching()
-    reuse_megabytes: Annotated[int, BeforeValidator(no_bool), Field(ge=0)] = 256
+    reuse_megabytes: Annotated[int, BeforeValidator(no_bool), Field(ge=0)] = 192
     """Memory for runs that later requests may need again; 0 keeps none."""
 
 

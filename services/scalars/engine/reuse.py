@@ -23,7 +23,7 @@ from services.scalars.model.taps import RawTensorId
 if TYPE_CHECKING:
     from services.scalars.passes.inference import PreparedInference, RunResult
 
-DEFAULT_LIMIT_BYTES = 256 << 20
+DEFAULT_LIMIT_BYTES = 192 << 20
 _MEMO_LIMIT_BYTES = 64 << 20
 
 RUN_BYTES = 1500

@@ -25,7 +25,7 @@ _ROUNDING = 2.0**-8
 """Largest relative error of rounding to bfloat16."""
 _MOST_BLOCKS = 96
 """A direction with more blocks to look into is better computed exactly throughout."""
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 256
 _BLOCKS_AT_ONCE = 2048
 
 Found = tuple[NDArray[np.int64], NDArray[np.float32]]
