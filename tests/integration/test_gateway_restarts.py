@@ -22,6 +22,7 @@ from shared.formats.encoding import encode, write_atomically
 from shared.formats.records import ActivationRecord, NeuronId, NeuronRecord
 from shared.settings import Deployment, Http, Services
 from tests.integration.gateway_running import gateway
+from tests.integration.resident_memory import resident_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BODY = {"dst": "mlp_post_act", "layerIndex": 0, "activationIndex": 0, "datasets": ["d"]}
@@ -173,12 +174,6 @@ async def test_readers_that_do_not_read_hold_little_memory(configuration: Path, 
             assert (await client.post("/attention_head_record", json=HEAD)).content == whole.content
             got = await asyncio.wait_for(received(slow[0], ASKED * len(whole.content)), 60)
             assert got.count(whole.content) == ASKED
-
-
-def resident_bytes(pid: int) -> int:
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.M)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from shared.formats.encoding import encode, write_atomically
 from shared.formats.records import ActivationRecord, NeuronId, NeuronRecord
 from shared.rpc.server import ServerOptions, start_server
 from shared.settings import Cache, Dataset, Deployment, Limits
+from tests.integration.resident_memory import resident_bytes, watched
 from tests.load.processes import server
 
 MLP = "mlp_post_act"
@@ -384,27 +383,3 @@ async def test_memory_is_bounded_while_a_client_does_not_read(
                 call.cancel()
     # Of each call a window of 32 MiB and what is under way.
     assert max(peak) - before < 4 * 40 * MEBIBYTE
-
-
-def resident_bytes(pid: int) -> int:
-    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def watched(pid: int) -> Iterator[list[int]]:
-    """The resident memory of a process, looked at every 20 ms."""
-    seen = [resident_bytes(pid)]
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            seen.append(resident_bytes(pid))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
