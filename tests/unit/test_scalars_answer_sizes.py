@@ -7,13 +7,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from google.protobuf.message import Message
 
 from neuropil import names
 from neuropil.scalars import v1 as scalars
+from services.scalars.answers.node_lists import NodeList, united
 from services.scalars.data_plane import DataPlane
 from services.scalars.engine.worker import Engine
+from services.scalars.model.locations import NodeType
 from services.scalars.model.subject import Subject, load_subject
 from services.scalars.service import DerivedScalarsService
 from shared.errors import ResourceExhausted
@@ -105,12 +108,30 @@ async def test_no_text_is_encoded_that_no_message_holds(data_plane: DataPlane) -
 def test_others_work_while_a_long_text_is_encoded(subject: Subject) -> None:
     text = "the cat " * 100_000
     encoded: list[int] = []
-    thread = threading.Thread(target=lambda: encoded.extend(subject.tokenizer.encode(text)))
+    assert longest_wait(lambda: encoded.extend(subject.tokenizer.encode(text))) < 0.5
+    assert encoded
+
+
+def test_others_work_while_many_nodes_are_united() -> None:
+    numbers = np.random.default_rng(0).integers(0, 1000, (400_000, 3))
+    lists = [
+        NodeList((NodeType.MLP_NEURON,), each[:, 0] * 0, each[:, 0] % 7, each)
+        for each in (numbers, numbers[::-1])
+    ]
+    found: list[NodeList] = []
+    assert longest_wait(lambda: found.append(united(lists))) < 0.5
+    (nodes,) = found
+    expected = dict.fromkeys(map(tuple, numbers.tolist()))
+    assert list(map(tuple, nodes.indices.tolist())) == list(expected)
+
+
+def longest_wait(work: Callable[[], None]) -> float:
+    """The longest time that another thread can't work, as a part of the time that `work` takes."""
+    thread = threading.Thread(target=work)
     started = last = time.perf_counter()
     longest = 0.0
     thread.start()
     while thread.is_alive():
         time.sleep(0.001)
         longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
-    assert encoded
-    assert longest < (last - started) / 2
+    return longest / (last - started)

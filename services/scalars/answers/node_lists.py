@@ -56,10 +56,11 @@ class NodeList:
 
     def blocks(self) -> Iterator[tuple[NodeType, int, Column]]:
         """The nodes of one type and layer (-1 for none) together: their positions in the list."""
-        pairs = np.stack([self.kinds, self.layers], axis=1)
-        for kind, layer in np.unique(pairs, axis=0).tolist():
-            chosen = (self.kinds == kind) & (self.layers == layer)
-            yield self.node_types[kind], layer, np.flatnonzero(chosen)
+        span = int(self.layers.max(initial=-1)) + 2
+        keys = self.kinds * span + self.layers + 1
+        for key in np.unique(keys).tolist():
+            kind, layer = key // span, key % span - 1
+            yield self.node_types[kind], layer, np.flatnonzero(keys == key)
 
     def ordered(self, order: Column) -> NodeList:
         """The nodes at these positions, in their order."""
@@ -96,5 +97,8 @@ def united(lists: Sequence[NodeList]) -> NodeList:
     """Each node of the lists once, where it comes first."""
     together = joined(lists)
     rows = np.column_stack([together.kinds, together.layers, together.indices])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    return together.ordered(np.sort(first))
+    # Unlike numpy's unique rows this lets other threads work while it sorts.
+    order = np.lexsort(rows.T)
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
+    return together.ordered(np.sort(order[is_first]))
