@@ -40,12 +40,6 @@ class NodeScalars:
     values: dict[str, NDArray[np.float32]]
     sums: dict[tuple[str, str], NDArray[np.float32]]
 
-    @property
-    def n_bytes(self) -> int:
-        """What it keeps in memory."""
-        arrays = [*self.values.values(), *self.sums.values()]
-        return sum(each.nbytes for each in arrays) + 5 * 8 * len(self.nodes)
-
 
 def strongest_nodes(resolved: ResolvedTopNodes, scalars: Scalars) -> NodeList:
     """The nodes that the groups list, each once.
