@@ -223,6 +223,7 @@ async def test_the_command_serves_and_drains(tmp_path: Path) -> None:
                 explanation="animals", sequences=columns([" a", " lion"]), simulator="words"
             )
             call = stub.Simulate(request, timeout=120)
+            await call.wait_for_connection()
             await asyncio.sleep(0.2)
             # The call waits for the model; it is answered all the same.
             process.send_signal(signal.SIGTERM)
