@@ -26,7 +26,7 @@ from services.scalars.model.taps import RawTensorId
 from services.scalars.passes.inference import PreparedInference, run_inference
 from services.scalars.requests.selections import Selection
 from shared.settings import Autoencoder
-from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest, runs
+from tests.golden.scalars_manifest import disagreement, runs
 from tests.golden.scalars_requests import autoencoder_files, inference
 
 pytestmark = pytest.mark.golden
@@ -38,16 +38,6 @@ WITHOUT_BIAS = {
     "mlp_autoencoder_write_norm",
 }
 """What the reference computes without the MLP's output bias, where an autoencoder reads that."""
-
-
-@pytest.fixture(scope="module")
-def manifest(golden: Path) -> dict[str, Any]:
-    return read_manifest(golden)
-
-
-@pytest.fixture(scope="module")
-def stored(golden: Path) -> dict[str, NDArray[Any]]:
-    return read_arrays(golden)
 
 
 @pytest.fixture(scope="module")

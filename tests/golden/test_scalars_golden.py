@@ -21,8 +21,6 @@ from services.scalars.passes.losses import LossKind, LossSpec
 from services.scalars.requests.selections import Selection
 from tests.golden.scalars_manifest import (
     disagreement,
-    read_arrays,
-    read_manifest,
     runs_of_the_model_alone,
 )
 
@@ -57,16 +55,6 @@ def inference_of(config: dict[str, Any], prompt: str) -> InferenceSpec:
             tuple(loss["distractor_tokens"] or ()),
         ),
     )
-
-
-@pytest.fixture(scope="module")
-def manifest(golden: Path) -> dict[str, Any]:
-    return read_manifest(golden)
-
-
-@pytest.fixture(scope="module")
-def stored(golden: Path) -> dict[str, NDArray[Any]]:
-    return read_arrays(golden)
 
 
 @pytest.fixture(scope="module")

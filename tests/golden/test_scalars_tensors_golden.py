@@ -16,7 +16,7 @@ from neuropil.channel import open_channel
 from neuropil.errors import NeuropilError, translated
 from neuropil.scalars import v1 as scalars
 from neuropil.tensors import to_array
-from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest, runs
+from tests.golden.scalars_manifest import disagreement, runs
 from tests.golden.scalars_requests import (
     ablation,
     autoencoder_files,
@@ -96,16 +96,6 @@ Tensors = dict[tuple[str, str, int | None], NDArray[Any]]
 """By scalar type, pass type and layer."""
 Serve = Callable[[Sequence[str]], scalars.DerivedScalarsStub]
 """A server of the golden model with some autoencoders."""
-
-
-@pytest.fixture(scope="module")
-def manifest(golden: Path) -> dict[str, Any]:
-    return read_manifest(golden)
-
-
-@pytest.fixture(scope="module")
-def stored(golden: Path) -> dict[str, NDArray[Any]]:
-    return read_arrays(golden)
 
 
 @pytest.fixture(scope="module")

@@ -21,21 +21,12 @@ from services.scalars.passes.inference import Row, prepare_inference, run_rows
 from services.scalars.passes.nodes import resolve_node
 from shared.settings import Autoencoder
 from tests.golden import scalars_requests
-from tests.golden.scalars_manifest import disagreement, read_arrays, read_manifest
+from tests.golden.scalars_manifest import Run, disagreement
+from tests.golden.scalars_manifest import runs as right_runs
 
 pytestmark = pytest.mark.golden
 
 PREFIXES = ("loss_", "trace_", "edge_", "vocab_write_", "ablate_")
-
-
-@pytest.fixture(scope="module")
-def manifest(golden: Path) -> dict[str, Any]:
-    return read_manifest(golden)
-
-
-@pytest.fixture(scope="module")
-def stored(golden: Path) -> dict[str, NDArray[Any]]:
-    return read_arrays(golden)
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +46,8 @@ def autoencoders_of(config: dict[str, Any], golden: Path, subject: Subject) -> A
     )
 
 
-def runs(manifest: dict[str, Any]) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
-    by_run: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for entry in manifest["entries"]:
-        if entry["config"].startswith(PREFIXES) and "peer_bug" not in entry:
-            by_run.setdefault((entry["config"], entry["prompt"]), []).append(entry)
-    for (config_name, prompt), entries in by_run.items():
-        yield config_name, prompt, entries
+def runs(manifest: dict[str, Any]) -> Iterator[Run]:
+    return (each for each in right_runs(manifest) if each[0].startswith(PREFIXES))
 
 
 def derivation(
