@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from neuropil.records.v1 import RecordReaderStub
 from neuropil.simulation import v1
-from services.simulation.calibration import CalibrationKind
-from services.simulation.record_source import RecordSource
+from services.simulation.calibration.calibrations import CalibrationKind
+from services.simulation.scoring.record_source import RecordSource
 from services.simulation.service import SimulationService
 from services.simulation.simulators.registry import SimulatorRegistry
 from shared.rpc.channel import open_service_channel

@@ -9,13 +9,17 @@ from contextlib import aclosing
 from neuropil.channel import MEBIBYTE
 from neuropil.simulation import v1
 from neuropil.tensors import to_tensor
-from services.simulation import convert
-from services.simulation.calibrated_simulator import calibrated
-from services.simulation.calibration import CalibrationKind, fit_calibration
-from services.simulation.labeled_sequences import LabeledSequences, ScoringSplit
-from services.simulation.record_source import RecordSource
-from services.simulation.scores import score_sequences
-from services.simulation.scoring import ScoringProgress, ScoringTask, score_explanation
+from services.simulation.calibration.calibrated_simulator import calibrated
+from services.simulation.calibration.calibrations import CalibrationKind, fit_calibration
+from services.simulation.convert import messages as convert
+from services.simulation.scores.simulation_scores import score_sequences
+from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
+from services.simulation.scoring.record_source import RecordSource
+from services.simulation.scoring.simulation_scoring import (
+    ScoringProgress,
+    ScoringTask,
+    score_explanation,
+)
 from services.simulation.simulators.interface import DEFAULT_MIN_COVERAGE
 from services.simulation.simulators.registry import SimulatorRegistry
 from shared.errors import ResourceExhausted, Unimplemented

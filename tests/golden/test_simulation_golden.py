@@ -12,21 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.simulation.calibrated_simulator import (
+from services.simulation.calibration.calibrated_simulator import (
     CalibratedNeuronSimulator,
     LinearCalibratedNeuronSimulator,
     NeuronSimulator,
     PercentileMatchingCalibratedNeuronSimulator,
     UncalibratedNeuronSimulator,
 )
-from services.simulation.calibration import LinearCalibration
+from services.simulation.calibration.calibrations import LinearCalibration
 from services.simulation.normalized_activations import (
     max_activation,
     non_zero_proportion,
     normalize_activations,
     normalize_activations_symmetric,
 )
-from services.simulation.scores import Score, UndefinedReason, score, score_sequences
+from services.simulation.scores.simulation_scores import (
+    Score,
+    UndefinedReason,
+    score,
+    score_sequences,
+)
 from services.simulation.sequence_simulation import SequenceSimulation
 from shared.formats.records import ActivationRecord, interleaved_split
 from shared.formats.simulations import ActivationScale

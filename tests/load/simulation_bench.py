@@ -13,10 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from services.simulation.calibration import Calibration, CalibrationKind, fit_calibration
-from services.simulation.labeled_sequences import LabeledSequences, ScoringSplit
-from services.simulation.scores import score_sequences
-from services.simulation.scoring import ScoredExplanation, ScoringTask, score_explanation
+from services.simulation.calibration.calibrations import (
+    Calibration,
+    CalibrationKind,
+    fit_calibration,
+)
+from services.simulation.scores.simulation_scores import score_sequences
+from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
+from services.simulation.scoring.simulation_scoring import (
+    ScoredExplanation,
+    ScoringTask,
+    score_explanation,
+)
 from services.simulation.sequence_simulation import NORMALIZED_VALUES
 from services.simulation.simulators.embedding import EmbeddingSimulator
 from services.simulation.simulators.words import WordSequence

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from services.simulation.calibrated_simulator import (
+from services.simulation.calibration.calibrated_simulator import (
     SIMULATOR_BY_KIND,
     CalibratedNeuronSimulator,
     LinearCalibratedNeuronSimulator,
@@ -19,7 +19,7 @@ from services.simulation.calibrated_simulator import (
     PercentileMatchingCalibratedNeuronSimulator,
     UncalibratedNeuronSimulator,
 )
-from services.simulation.calibration import (
+from services.simulation.calibration.calibrations import (
     CalibrationKind,
     LinearCalibration,
     NoCalibration,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from services.simulation.errors import InvalidInput
-from services.simulation.scores import score
+from services.simulation.scores.simulation_scores import score
 from services.simulation.sequence_simulation import NORMALIZED_VALUES
 from services.simulation.simulators.embedding import EmbeddingSimulator
 from services.simulation.simulators.evidence import distributions, facets, word_scores
@@ -177,8 +177,8 @@ async def test_leaving_early_stops_the_computation(simulator: EmbeddingSimulator
 
 def test_the_service_starts_without_torch() -> None:
     modules = (
-        "services.simulation.scoring, services.simulation.simulators.registry, "
-        "services.simulation.calibrated_simulator"
+        "services.simulation.scoring.simulation_scoring, services.simulation.simulators.registry, "
+        "services.simulation.calibration.calibrated_simulator"
     )
     code = f"import sys, {modules}; print('torch' in sys.modules or 'transformers' in sys.modules)"
     done = subprocess.run(

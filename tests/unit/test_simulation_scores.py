@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from services.simulation.errors import InvalidInput
-from services.simulation.scores import ScoreTriple, UndefinedReason, score, score_sequences
+from services.simulation.scores.simulation_scores import (
+    ScoreTriple,
+    UndefinedReason,
+    score,
+    score_sequences,
+)
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 6))
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.simulation.calibration import CalibrationKind, LinearCalibration
+from services.simulation.calibration.calibrations import CalibrationKind, LinearCalibration
 from services.simulation.errors import InvalidInput
-from services.simulation.labeled_sequences import LabeledSequences, ScoringSplit
-from services.simulation.scores import UndefinedReason
-from services.simulation.scoring import (
+from services.simulation.scores.simulation_scores import UndefinedReason
+from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
+from services.simulation.scoring.simulation_scoring import (
     ScoredExplanation,
     ScoringProgress,
     ScoringTask,

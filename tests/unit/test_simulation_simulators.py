@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pytest
 
-from services.simulation.calibrated_simulator import LinearCalibratedNeuronSimulator
+from services.simulation.calibration.calibrated_simulator import LinearCalibratedNeuronSimulator
 from services.simulation.errors import InvalidInput
-from services.simulation.explanation_simulator import ExplanationNeuronSimulator
 from services.simulation.simulators import interface
+from services.simulation.simulators.explanation_simulator import ExplanationNeuronSimulator
 from services.simulation.simulators.interface import (
     SimulatedSequence,
     SimulationCost,

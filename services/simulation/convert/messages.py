@@ -12,7 +12,7 @@ from neuropil.common import v1 as common
 from neuropil.names import ACTIVATION_SCALES
 from neuropil.simulation import v1
 from neuropil.tensors import to_array, to_tensor
-from services.simulation.calibration import (
+from services.simulation.calibration.calibrations import (
     Calibration,
     CalibrationKind,
     LinearCalibration,
@@ -20,9 +20,13 @@ from services.simulation.calibration import (
     PercentileCalibration,
 )
 from services.simulation.errors import InvalidInput
-from services.simulation.labeled_sequences import LabeledSequences, Tokens, checked_ends
-from services.simulation.scores import Score, ScoreTriple, UndefinedReason
-from services.simulation.scoring import Provenance, ScoredExplanation, ScoringProgress
+from services.simulation.scores.simulation_scores import Score, ScoreTriple, UndefinedReason
+from services.simulation.scoring.labeled_sequences import LabeledSequences, Tokens, checked_ends
+from services.simulation.scoring.simulation_scoring import (
+    Provenance,
+    ScoredExplanation,
+    ScoringProgress,
+)
 from services.simulation.sequence_simulation import SequenceSimulation
 from services.simulation.simulators.interface import SimulationCost, ValidityReport
 from shared.errors import Unimplemented

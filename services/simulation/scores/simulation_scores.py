@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from services.simulation.errors import InvalidInput, as_vector, require_same_length
-from services.simulation.moments import Moments
+from services.simulation.scores.moments import Moments
 
 FloatArray = NDArray[np.float64]
 

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.simulation.calibrated_simulator import calibrated
-from services.simulation.calibration import Calibration, CalibrationKind, fit_calibration
+from services.simulation.calibration.calibrated_simulator import calibrated
+from services.simulation.calibration.calibrations import (
+    Calibration,
+    CalibrationKind,
+    fit_calibration,
+)
 from services.simulation.errors import InvalidInput
-from services.simulation.labeled_sequences import LabeledSequences, ScoringSplit
-from services.simulation.scores import ScoreTable, ScoreTriple, score_sequences
+from services.simulation.scores.simulation_scores import ScoreTable, ScoreTriple, score_sequences
+from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
 from services.simulation.sequence_simulation import SequenceSimulation
 from services.simulation.simulators.interface import (
     DEFAULT_MIN_COVERAGE,

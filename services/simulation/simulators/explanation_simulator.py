@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.simulation.calibrated_simulator import NeuronSimulator
+from services.simulation.calibration.calibrated_simulator import NeuronSimulator
 from services.simulation.sequence_simulation import SequenceSimulation
 from services.simulation.simulators.interface import (
     DEFAULT_MIN_COVERAGE,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from neuropil.errors import atranslated
 from neuropil.records import v1 as records
 from neuropil.simulation import v1
-from services.simulation.convert import labeled_sequences
-from services.simulation.labeled_sequences import ScoringSplit
+from services.simulation.convert.messages import labeled_sequences
+from services.simulation.scoring.labeled_sequences import ScoringSplit
 
 if TYPE_CHECKING:
     from neuropil.records.v1.records_service_pb2_grpc import RecordReaderAsyncStub

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from services.simulation.calibration import (
+from services.simulation.calibration.calibrations import (
     Calibration,
     CalibrationKind,
     SimulatedActivations,

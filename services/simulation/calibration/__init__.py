@@ -1,0 +1,1 @@
+"""Fitted calibrations, and the simulators that apply them."""

@@ -1,0 +1,1 @@
+"""Messages of the contract as the data of the domain, and back."""
