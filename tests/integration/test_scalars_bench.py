@@ -18,7 +18,7 @@ JUDGED = re.compile(r"\b(pass|miss) \|")
 
 @pytest.mark.timeout(300)
 async def test_derived_scalars_are_measured() -> None:
-    text = "\n".join(await scalars_bench.measure(scale=0.2))
+    text = "\n".join(await scalars_bench.measure(scale=0.1))
     assert text.count("### ") == len(scalars_bench.ROWS)
     assert text.count(" F | <= ") == 3
     assert text.count(" FB | <= ") == 6
