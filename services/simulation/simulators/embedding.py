@@ -27,6 +27,7 @@ from services.simulation.simulators.evidence import (
     word_scores,
 )
 from services.simulation.simulators.interface import (
+    OneByOne,
     SimulatedSequence,
     SimulationCost,
     check_request,
@@ -41,11 +42,13 @@ _FORMULA_VERSION = "1"
 _TOKENS_AT_ONCE = 2048
 
 
-class EmbeddingSimulator:
+class EmbeddingSimulator(OneByOne):
     """Sentence embeddings of the explanation and of each word, alone and in its sequence."""
 
     kind: ClassVar[str] = "embedding"
     has_exact_probabilities: ClassVar[bool] = False
+    language_model: ClassVar[None] = None
+    capabilities: ClassVar[tuple[str, ...]] = ()
     description: ClassVar[str] = (
         "Compares each word in meaning with the explanation by sentence embeddings, and matches "
         "what it quotes; knows topics and spellings, not grammar, negation or position."
@@ -55,6 +58,7 @@ class EmbeddingSimulator:
         self.name = name
         self.model = f"{SentenceEncoder.version()}, formula {_FORMULA_VERSION}"
         self.prompt_version = ""
+        self.state = "loading"
         # One thread: the model fills all cores by itself, and its caches need no lock.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"simulator-{name}")
         self._encoder: SentenceEncoder | None = None
@@ -92,6 +96,7 @@ class EmbeddingSimulator:
     def _loaded(self) -> SentenceEncoder:
         if self._encoder is None:
             self._encoder = SentenceEncoder.load()
+            self.state = "ready"
         return self._encoder
 
     def _report_loading(self, loading: Future[SentenceEncoder]) -> None:
@@ -99,9 +104,11 @@ class EmbeddingSimulator:
             return
         error = loading.exception()
         if error is None:
+            self.state = "ready"
             _log.info("simulator_loaded", simulator=self.name, device=loading.result().device)
         else:
             # Calls try again, and answer UNAVAILABLE if that fails too.
+            self.state = f"failed: {error}"
             _log.error("simulator_not_loaded", simulator=self.name, error=str(error))
 
     def _simulate(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +22,17 @@ from services.simulation.sequence_simulation import (
 from shared.errors import FailedPrecondition, ResourceExhausted
 from shared.formats.simulations import ActivationScale
 
+if TYPE_CHECKING:
+    # It names this module's costs.
+    from services.simulation.language_models.interface import LanguageModel
+
 FloatArray = NDArray[np.float64]
 
 DEFAULT_MIN_COVERAGE = 0.9
 """Smallest share of tokens with a distribution, where a request names none."""
 
 MAX_EXPLANATION_CHARACTERS = 10_000
+MAX_EXPLANATIONS = 256
 MAX_SEQUENCES = 10_000
 MAX_TOKENS = 500_000
 MAX_SEQUENCE_TOKENS = 100_000
@@ -174,6 +181,21 @@ class Simulator(Protocol):
         """Name in the configuration."""
         ...
 
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """The language model that it asks, which judges and explainers can ask too; or None."""
+        ...
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What was found out about its model or server at start; empty until it was."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """`loading`, `ready`, or `failed: ` and why; calls try again where it failed."""
+        ...
+
     def start(self) -> None:
         """Begin to load what it needs, without waiting for it."""
         ...
@@ -191,9 +213,90 @@ class Simulator(Protocol):
         """
         ...
 
+    def simulate_explanations(
+        self, explanations: Sequence[str], tokens: Sequence[str]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        """Many explanations on one sequence: one result an explanation, in order.
+
+        Raises:
+            InvalidInput, ResourceExhausted: as `check_explanations` says.
+            Unavailable: a model or server that it needs can't be reached or loaded.
+        """
+        ...
+
     async def close(self) -> None:
         """Stop, and free what it holds."""
         ...
+
+
+class OneByOne(ABC):
+    """Simulates many explanations of a sequence one after the other."""
+
+    @abstractmethod
+    def simulate(
+        self, explanation: str, sequences: Sequence[Sequence[str]]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        """As `Simulator.simulate`."""
+
+    async def simulate_explanations(
+        self, explanations: Sequence[str], tokens: Sequence[str]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        """As `Simulator.simulate_explanations`."""
+        check_explanations(explanations, tokens)
+        for explanation in explanations:
+            async with aclosing(self.simulate(explanation, [tokens])) as results:
+                async for result in results:
+                    yield result
+
+
+def check_explanations(explanations: Sequence[str], tokens: Sequence[str]) -> None:
+    """Refuse what no simulator can do with many explanations of one sequence.
+
+    Raises:
+        InvalidInput: no explanation, one without a letter, digit or sign, or no tokens.
+        ResourceExhausted: over the limits of one call.
+    """
+    if not explanations:
+        raise InvalidInput("explanations is empty; one at least is needed", field="explanations")
+    if len(explanations) > MAX_EXPLANATIONS:
+        raise ResourceExhausted(
+            f"{len(explanations)} explanations in one call; at most {MAX_EXPLANATIONS} are "
+            "simulated",
+            field="explanations",
+            reason="TOO_MANY_EXPLANATIONS",
+        )
+    if not tokens:
+        raise InvalidInput(
+            "tokens is empty; one at least is needed", field="tokens", reason="EMPTY_SEQUENCE"
+        )
+    for position, explanation in enumerate(explanations):
+        _check_explanation(explanation, f"explanations[{position}]")
+    if len(tokens) > MAX_SEQUENCE_TOKENS:
+        raise ResourceExhausted(
+            f"tokens has {len(tokens)} tokens; at most {MAX_SEQUENCE_TOKENS} are simulated",
+            field="tokens",
+            reason="SEQUENCE_TOO_LONG",
+        )
+    total = len(tokens) * len(explanations)
+    if total > MAX_TOKENS:
+        raise ResourceExhausted(
+            f"{total} tokens in one call, counted once an explanation; at most {MAX_TOKENS} are "
+            "simulated",
+            field="tokens",
+            reason="TOO_MANY_TOKENS",
+        )
+
+
+def _check_explanation(explanation: str, field: str) -> None:
+    if not explanation.strip():
+        raise InvalidInput(f"{field} is empty; a sentence is needed", field=field)
+    if len(explanation) > MAX_EXPLANATION_CHARACTERS:
+        raise ResourceExhausted(
+            f"{field} has {len(explanation)} characters; at most "
+            f"{MAX_EXPLANATION_CHARACTERS} are read",
+            field=field,
+            reason="EXPLANATION_TOO_LONG",
+        )
 
 
 def check_request(explanation: str, sequences: Sequence[Sequence[str]]) -> None:
@@ -203,15 +306,7 @@ def check_request(explanation: str, sequences: Sequence[Sequence[str]]) -> None:
         InvalidInput: an explanation without a letter, digit or sign, or a sequence without tokens.
         ResourceExhausted: the explanation or the sequences are over the limits of one call.
     """
-    if not explanation.strip():
-        raise InvalidInput("explanation is empty; a sentence is needed", field="explanation")
-    if len(explanation) > MAX_EXPLANATION_CHARACTERS:
-        raise ResourceExhausted(
-            f"explanation has {len(explanation)} characters; at most "
-            f"{MAX_EXPLANATION_CHARACTERS} are read",
-            field="explanation",
-            reason="EXPLANATION_TOO_LONG",
-        )
+    _check_explanation(explanation, "explanation")
     if len(sequences) > MAX_SEQUENCES:
         raise ResourceExhausted(
             f"{len(sequences)} sequences in one call; at most {MAX_SEQUENCES} are simulated",
