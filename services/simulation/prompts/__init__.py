@@ -1,0 +1,1 @@
+"""Prompts, in versioned files that stay as they are once released, and what renders them."""
