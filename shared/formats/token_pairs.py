@@ -14,6 +14,36 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+TOKEN_PAIR_TYPES = frozenset(
+    {
+        "attn_act_times_grad",
+        "attn_key_in_edge_activation",
+        "attn_key_in_edge_attribution",
+        "attn_out_edge_attribution",
+        "attn_qk_logits",
+        "attn_qk_probs",
+        "attn_query_in_edge_activation",
+        "attn_query_in_edge_attribution",
+        "attn_value_in_edge_attribution",
+        "attn_weighted_value",
+        "attn_write",
+        "attn_write_norm",
+        "attn_write_sum_heads",
+        "attn_write_to_final_residual_grad",
+        "attn_write_to_latent",
+        "attn_write_to_latent_summed_over_heads",
+        "flattened_attn_post_softmax",
+        "flattened_attn_write_to_latent_summed_over_heads",
+        "flattened_attn_write_to_latent_summed_over_heads_batched",
+        "unflattened_attn_act_times_grad",
+        "unflattened_attn_write_norm",
+        "unflattened_attn_write_to_final_activation_residual_grad",
+        "unflattened_attn_write_to_final_residual_grad",
+    }
+)
+"""Derived scalar types with a value for every pair of attending and attended-to token; all others
+have one for every token."""
+
 
 class TokenPair(NamedTuple):
     """Indices of the attending and the attended-to token."""

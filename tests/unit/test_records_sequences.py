@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.records.components import TOKEN_PAIR_TYPES, Component
+from services.records.components import Component
 from services.records.precision import compact
 from services.records.sequences import token_pair_sequences, token_sequences
 from services.records.stored import Samples
 from shared.errors import DataLoss, InvalidArgument
 from shared.formats.records import ActivationRecord
+from shared.formats.token_pairs import TOKEN_PAIR_TYPES
 from shared.normalization import largest_finite, normalized
 
 values = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, math.nan, math.inf, -math.inf])

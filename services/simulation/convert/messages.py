@@ -22,6 +22,7 @@ from services.simulation.calibration.calibrations import (
 from services.simulation.errors import InvalidInput
 from services.simulation.scores.simulation_scores import Score, ScoreTriple, UndefinedReason
 from services.simulation.scoring.labeled_sequences import LabeledSequences, Tokens, checked_ends
+from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.scoring.simulation_scoring import (
     Provenance,
     ScoredExplanation,
@@ -88,6 +89,18 @@ def labeled_sequences(message: common.TokenSequences, field: str) -> LabeledSequ
         message.tokens,
         message.sequence_lengths,
         vector_of(message.activations, f"{field}.activations"),
+        field,
+    )
+
+
+def labeled_token_pairs(message: common.TokenPairSequences, field: str) -> LabeledTokenPairs:
+    """Sequences with true activations of token pairs; InvalidInput where columns don't agree."""
+    has_values = message.HasField("activations")
+    return LabeledTokenPairs.from_columns(
+        message.tokens,
+        message.sequence_lengths,
+        message.attended_to_caps,
+        vector_of(message.activations, f"{field}.activations") if has_values else np.zeros(0),
         field,
     )
 

@@ -1,0 +1,1 @@
+"""Ways to propose explanations of a component from its record."""
