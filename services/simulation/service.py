@@ -86,6 +86,22 @@ class SimulationService:
                 )
                 position += 1
 
+    async def SimulateExplanations(
+        self, request: v1.SimulateExplanationsRequest, context: Context
+    ) -> AsyncIterator[v1.SimulateExplanationsResponse]:
+        """One message an explanation, as soon as it is there."""
+        simulator = self._simulators.get(request.simulator)
+        results = simulator.simulate_explanations(request.explanations, tuple(request.tokens))
+        async with aclosing(results):
+            position = 0
+            async for result in results:
+                yield v1.SimulateExplanationsResponse(
+                    position=position,
+                    simulation=convert.simulation_message(result.simulation(), result.report),
+                    cost=convert.cost_message(result.cost),
+                )
+                position += 1
+
     async def FitCalibration(
         self, request: v1.FitCalibrationRequest, context: Context
     ) -> v1.FitCalibrationResponse:
@@ -106,6 +122,24 @@ class SimulationService:
         values = convert.array_of(request.values, "values")
         mapped = await asyncio.to_thread(calibration.apply, values.reshape(-1))
         return v1.ApplyCalibrationResponse(values=to_tensor(mapped.reshape(values.shape)))
+
+    async def StoreCalibration(
+        self, request: v1.StoreCalibrationRequest, context: Context
+    ) -> v1.StoreCalibrationResponse:
+        """Not served yet."""
+        raise Unimplemented("Keeping calibrations is not served by this release.")
+
+    async def GetCalibration(
+        self, request: v1.GetCalibrationRequest, context: Context
+    ) -> v1.GetCalibrationResponse:
+        """Not served yet."""
+        raise Unimplemented("Keeping calibrations is not served by this release.")
+
+    async def ListExplainers(
+        self, request: v1.ListExplainersRequest, context: Context
+    ) -> v1.ListExplainersResponse:
+        """Not served yet."""
+        raise Unimplemented("Proposing explanations is not served by this release.")
 
     async def ScoreExplanation(
         self, request: v1.ScoreExplanationRequest, context: Context

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from neuropil.common.v1 import tensor_pb2 as neuropil_dot_common_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'neuropil/simulation/v1/simulation.proto\x12\x16neuropil.simulation.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fneuropil/common/v1/tensor.proto\"\xd0\x02\n\x0b\x43\x61libration\x12?\n\x04kind\x18\x01 \x01(\x0e\x32\'.neuropil.simulation.v1.CalibrationKindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12;\n\x06linear\x18\x02 \x01(\x0b\x32).neuropil.simulation.v1.LinearCalibrationH\x00\x12H\n\npercentile\x18\x03 \x01(\x0b\x32\x32.neuropil.simulation.v1.PiecewiseLinearCalibrationH\x00\x12\x46\n\x08isotonic\x18\x04 \x01(\x0b\x32\x32.neuropil.simulation.v1.PiecewiseLinearCalibrationH\x00\x12#\n\x12\x66itted_token_count\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x42\x0c\n\nparameters\"G\n\x11LinearCalibration\x12\x16\n\x05slope\x18\x01 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x1a\n\tintercept\x18\x02 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\"\x8b\x01\n\x1aPiecewiseLinearCalibration\x12\x35\n\tsimulated\x18\x01 \x01(\x0b\x32\x1a.neuropil.common.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\ncalibrated\x18\x02 \x01(\x0b\x32\x1a.neuropil.common.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\"\xf7\x03\n\x12SequenceSimulation\x12\x1a\n\x06tokens\x18\x01 \x03(\tB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\x12\x38\n\x14\x65xpected_activations\x18\x02 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12K\n\x10\x61\x63tivation_scale\x18\x03 \x01(\x0e\x32\'.neuropil.simulation.v1.ActivationScaleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12>\n\x1a\x64istribution_probabilities\x18\x04 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x37\n\x13\x64istribution_values\x18\x05 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x45\n!uncalibrated_expected_activations\x18\x06 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x44\n uncalibrated_distribution_values\x18\x07 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x38\n\x08validity\x18\x08 \x01(\x0b\x32&.neuropil.simulation.v1.ValidityReport\"\x81\x02\n\x0eValidityReport\x12\x19\n\x11valid_token_count\x18\x01 \x01(\x03\x12\x1b\n\x13missing_token_count\x18\x02 \x01(\x03\x12\x1d\n\x15malformed_token_count\x18\x03 \x01(\x03\x12]\n\x15token_count_by_reason\x18\x04 \x03(\x0b\x32>.neuropil.simulation.v1.ValidityReport.TokenCountByReasonEntry\x1a\x39\n\x17TokenCountByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8e\x01\n\x0eSimulationCost\x12\x12\n\ncall_count\x18\x01 \x01(\x03\x12\x1e\n\x16prompt_tokens_computed\x18\x02 \x01(\x03\x12\x1c\n\x14prompt_tokens_reused\x18\x03 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\x03\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"\xa7\x01\n\x05Score\x12\x12\n\x05value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x41\n\x10undefined_reason\x18\x02 \x01(\x0e\x32\'.neuropil.simulation.v1.UndefinedReason\x12=\n\x13\x63onfidence_interval\x18\x03 \x01(\x0b\x32 .neuropil.simulation.v1.IntervalB\x08\n\x06_value\"%\n\x08Interval\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"\xb6\x01\n\x06Scores\x12\x35\n\x0e\x65v_correlation\x18\x01 \x01(\x0b\x32\x1d.neuropil.simulation.v1.Score\x12\x30\n\tr_squared\x18\x02 \x01(\x0b\x32\x1d.neuropil.simulation.v1.Score\x12\x43\n\x1c\x61\x62solute_deviation_explained\x18\x03 \x01(\x0b\x32\x1d.neuropil.simulation.v1.Score\"\xd0\x01\n\x18ScoredSequenceSimulation\x12\x46\n\nsimulation\x18\x01 \x01(\x0b\x32*.neuropil.simulation.v1.SequenceSimulationB\x06\xbaH\x03\xc8\x01\x01\x12<\n\x10true_activations\x18\x02 \x01(\x0b\x32\x1a.neuropil.common.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x06scores\x18\x03 \x01(\x0b\x32\x1e.neuropil.simulation.v1.Scores\"\x92\x01\n\x10ScoredSimulation\x12N\n\tsequences\x18\x01 \x03(\x0b\x32\x30.neuropil.simulation.v1.ScoredSequenceSimulationB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12.\n\x06scores\x18\x02 \x01(\x0b\x32\x1e.neuropil.simulation.v1.Scores\"\xd9\x02\n\x0fScoreProvenance\x12\x11\n\tsimulator\x18\x01 \x01(\t\x12\x16\n\x0esimulator_kind\x18\x02 \x01(\t\x12\x17\n\x0fsimulator_model\x18\x03 \x01(\t\x12\x16\n\x0eprompt_version\x18\x04 \x01(\t\x12\x38\n\x0b\x63\x61libration\x18\x05 \x01(\x0b\x32#.neuropil.simulation.v1.Calibration\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\"\n\x1a\x63\x61libration_sequence_count\x18\x08 \x01(\x05\x12\x1d\n\x15scored_sequence_count\x18\t \x01(\x05\x12\x34\n\x04\x63ost\x18\n \x01(\x0b\x32&.neuropil.simulation.v1.SimulationCost\x12\x18\n\x10software_version\x18\x0b \x01(\t*\xc5\x01\n\x0f\x41\x63tivationScale\x12 \n\x1c\x41\x43TIVATION_SCALE_UNSPECIFIED\x10\x00\x12\'\n#ACTIVATION_SCALE_NEURON_ACTIVATIONS\x10\x01\x12\x35\n1ACTIVATION_SCALE_SIMULATED_NORMALIZED_ACTIVATIONS\x10\x02\x12\x30\n,ACTIVATION_SCALE_HUMAN_PREDICTED_ACTIVATIONS\x10\x03*\xab\x01\n\x0f\x43\x61librationKind\x12 \n\x1c\x43\x41LIBRATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41LIBRATION_KIND_NONE\x10\x01\x12\x1b\n\x17\x43\x41LIBRATION_KIND_LINEAR\x10\x02\x12\x1f\n\x1b\x43\x41LIBRATION_KIND_PERCENTILE\x10\x03\x12\x1d\n\x19\x43\x41LIBRATION_KIND_ISOTONIC\x10\x04*\xdb\x02\n\x0fUndefinedReason\x12 \n\x1cUNDEFINED_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16UNDEFINED_REASON_EMPTY\x10\x01\x12!\n\x1dUNDEFINED_REASON_SINGLE_TOKEN\x10\x02\x12(\n$UNDEFINED_REASON_CONSTANT_SIMULATION\x10\x03\x12)\n%UNDEFINED_REASON_CONSTANT_ACTIVATIONS\x10\x04\x12%\n!UNDEFINED_REASON_NON_FINITE_INPUT\x10\x05\x12%\n!UNDEFINED_REASON_ZERO_ACTIVATIONS\x10\x06\x12!\n\x1dUNDEFINED_REASON_SINGLE_CLASS\x10\x07\x12!\n\x1dUNDEFINED_REASON_OUT_OF_RANGE\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'neuropil/simulation/v1/simulation.proto\x12\x16neuropil.simulation.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fneuropil/common/v1/tensor.proto\"\xfc\x02\n\x0b\x43\x61libration\x12?\n\x04kind\x18\x01 \x01(\x0e\x32\'.neuropil.simulation.v1.CalibrationKindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12;\n\x06linear\x18\x02 \x01(\x0b\x32).neuropil.simulation.v1.LinearCalibrationH\x00\x12H\n\npercentile\x18\x03 \x01(\x0b\x32\x32.neuropil.simulation.v1.PiecewiseLinearCalibrationH\x00\x12\x46\n\x08isotonic\x18\x04 \x01(\x0b\x32\x32.neuropil.simulation.v1.PiecewiseLinearCalibrationH\x00\x12#\n\x12\x66itted_token_count\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12*\n\x16\x66itted_sequence_hashes\x18\x06 \x03(\x06\x42\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\x42\x0c\n\nparameters\"G\n\x11LinearCalibration\x12\x16\n\x05slope\x18\x01 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x1a\n\tintercept\x18\x02 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\"\x8b\x01\n\x1aPiecewiseLinearCalibration\x12\x35\n\tsimulated\x18\x01 \x01(\x0b\x32\x1a.neuropil.common.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\ncalibrated\x18\x02 \x01(\x0b\x32\x1a.neuropil.common.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\"\xf7\x03\n\x12SequenceSimulation\x12\x1a\n\x06tokens\x18\x01 \x03(\tB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\x12\x38\n\x14\x65xpected_activations\x18\x02 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12K\n\x10\x61\x63tivation_scale\x18\x03 \x01(\x0e\x32\'.neuropil.simulation.v1.ActivationScaleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12>\n\x1a\x64istribution_probabilities\x18\x04 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x37\n\x13\x64istribution_values\x18\x05 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x45\n!uncalibrated_expected_activations\x18\x06 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x44\n uncalibrated_distribution_values\x18\x07 \x01(\x0b\x32\x1a.neuropil.common.v1.Tensor\x12\x38\n\x08validity\x18\x08 \x01(\x0b\x32&.neuropil.simulation.v1.ValidityReport\"\x81\x02\n\x0eValidityReport\x12\x19\n\x11valid_token_count\x18\x01 \x01(\x03\x12\x1b\n\x13missing_token_count\x18\x02 \x01(\x03\x12\x1d\n\x15malformed_token_count\x18\x03 \x01(\x03\x12]\n\x15token_count_by_reason\x18\x04 \x03(\x0b\x32>.neuropil.simulation.v1.ValidityReport.TokenCountByReasonEntry\x1a\x39\n\x17TokenCountByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8e\x01\n\x0eSimulationCost\x12\x12\n\ncall_count\x18\x01 \x01(\x03\x12\x1e\n\x16prompt_tokens_computed\x18\x02 \x01(\x03\x12\x1c\n\x14prompt_tokens_reused\x18\x03 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\x03\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"\xa7\x01\n\x05Score\x12\x12\n\x05value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x41\n\x10undefined_reason\x18\x02 \x01(\x0e\x32\'.neuropil.simulation.v1.UndefinedReason\x12=\n\x13\x63onfidence_interval\x18\x03 \x01(\x0b\x32 .neuropil.simulation.v1.IntervalB\x08\n\x06_value\"%\n\x08Interval\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"\xb6\x01\n\x06Scores\x12\x35\n\x0e\x65v_correlation\x18\x01 \x01(\x0b\x32\x1d.neuropil.simulation.v1.Score\x12\x30\n\tr_squared\x18\x02 \x01(\x0b\x32\x1d.neuropil.simulation.v1.Score\x12\x43\n\x1c\x61\x62solute_deviation_explained\x18\x03 \x01(\x0b\x32\x1d.neuropil.simulation.v1.Score\"\xd0\x01\n\x18ScoredSequenceSimulation\x12\x46\n\nsimulation\x18\x01 \x01(\x0b\x32*.neuropil.simulation.v1.SequenceSimulationB\x06\xbaH\x03\xc8\x01\x01\x12<\n\x10true_activations\x18\x02 \x01(\x0b\x32\x1a.neuropil.common.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x06scores\x18\x03 \x01(\x0b\x32\x1e.neuropil.simulation.v1.Scores\"\x92\x01\n\x10ScoredSimulation\x12N\n\tsequences\x18\x01 \x03(\x0b\x32\x30.neuropil.simulation.v1.ScoredSequenceSimulationB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12.\n\x06scores\x18\x02 \x01(\x0b\x32\x1e.neuropil.simulation.v1.Scores\"\x8a\x05\n\x0fScoreProvenance\x12\x11\n\tsimulator\x18\x01 \x01(\t\x12\x16\n\x0esimulator_kind\x18\x02 \x01(\t\x12\x17\n\x0fsimulator_model\x18\x03 \x01(\t\x12\x16\n\x0eprompt_version\x18\x04 \x01(\t\x12\x38\n\x0b\x63\x61libration\x18\x05 \x01(\x0b\x32#.neuropil.simulation.v1.Calibration\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\"\n\x1a\x63\x61libration_sequence_count\x18\x08 \x01(\x05\x12\x1d\n\x15scored_sequence_count\x18\t \x01(\x05\x12\x34\n\x04\x63ost\x18\n \x01(\x0b\x32&.neuropil.simulation.v1.SimulationCost\x12\x18\n\x10software_version\x18\x0b \x01(\t\x12\x35\n\x06method\x18\x0c \x01(\x0e\x32%.neuropil.simulation.v1.ScoringMethod\x12\x13\n\x0bjudge_model\x18\r \x01(\t\x12\x1c\n\x14judge_prompt_version\x18\x0e \x01(\t\x12\x17\n\x0finterval_method\x18\x0f \x01(\t\x12\x1f\n\x17interval_resample_count\x18\x10 \x01(\x05\x12\x1a\n\x12\x63\x61libration_reused\x18\x11 \x01(\x08\x12\x17\n\x0fjudgement_count\x18\x12 \x01(\x05\x12\x12\n\npair_count\x18\x13 \x01(\x05\x12\x42\n\x0b\x65xplanation\x18\x14 \x01(\x0b\x32-.neuropil.simulation.v1.ExplanationProvenance\"\xcc\x01\n\x15\x45xplanationProvenance\x12\x1b\n\texplainer\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12 \n\x0e\x65xplainer_kind\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12\x17\n\x05model\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12 \n\x0eprompt_version\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x16\n\x0esequence_count\x18\x06 \x01(\x05\x12\x13\n\x0btemperature\x18\x07 \x01(\x01*\xc5\x01\n\x0f\x41\x63tivationScale\x12 \n\x1c\x41\x43TIVATION_SCALE_UNSPECIFIED\x10\x00\x12\'\n#ACTIVATION_SCALE_NEURON_ACTIVATIONS\x10\x01\x12\x35\n1ACTIVATION_SCALE_SIMULATED_NORMALIZED_ACTIVATIONS\x10\x02\x12\x30\n,ACTIVATION_SCALE_HUMAN_PREDICTED_ACTIVATIONS\x10\x03*\xab\x01\n\x0f\x43\x61librationKind\x12 \n\x1c\x43\x41LIBRATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41LIBRATION_KIND_NONE\x10\x01\x12\x1b\n\x17\x43\x41LIBRATION_KIND_LINEAR\x10\x02\x12\x1f\n\x1b\x43\x41LIBRATION_KIND_PERCENTILE\x10\x03\x12\x1d\n\x19\x43\x41LIBRATION_KIND_ISOTONIC\x10\x04*\xac\x01\n\rScoringMethod\x12\x1e\n\x1aSCORING_METHOD_UNSPECIFIED\x10\x00\x12\x1d\n\x19SCORING_METHOD_SIMULATION\x10\x01\x12\x1c\n\x18SCORING_METHOD_DETECTION\x10\x02\x12\x1a\n\x16SCORING_METHOD_FUZZING\x10\x03\x12\"\n\x1eSCORING_METHOD_ATTENTION_PAIRS\x10\x04*\xae\x03\n\x0fUndefinedReason\x12 \n\x1cUNDEFINED_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16UNDEFINED_REASON_EMPTY\x10\x01\x12!\n\x1dUNDEFINED_REASON_SINGLE_TOKEN\x10\x02\x12(\n$UNDEFINED_REASON_CONSTANT_SIMULATION\x10\x03\x12)\n%UNDEFINED_REASON_CONSTANT_ACTIVATIONS\x10\x04\x12%\n!UNDEFINED_REASON_NON_FINITE_INPUT\x10\x05\x12%\n!UNDEFINED_REASON_ZERO_ACTIVATIONS\x10\x06\x12!\n\x1dUNDEFINED_REASON_SINGLE_CLASS\x10\x07\x12!\n\x1dUNDEFINED_REASON_OUT_OF_RANGE\x10\x08\x12,\n(UNDEFINED_REASON_NO_POSITIVE_PREDICTIONS\x10\t\x12#\n\x1fUNDEFINED_REASON_NO_PREDICTIONS\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CALIBRATION'].fields_by_name['kind']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CALIBRATION'].fields_by_name['fitted_token_count']._loaded_options = None
   _globals['_CALIBRATION'].fields_by_name['fitted_token_count']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_CALIBRATION'].fields_by_name['fitted_sequence_hashes']._loaded_options = None
+  _globals['_CALIBRATION'].fields_by_name['fitted_sequence_hashes']._serialized_options = b'\272H\007\222\001\004\020\240\215\006'
   _globals['_LINEARCALIBRATION'].fields_by_name['slope']._loaded_options = None
   _globals['_LINEARCALIBRATION'].fields_by_name['slope']._serialized_options = b'\272H\004\022\002@\001'
   _globals['_LINEARCALIBRATION'].fields_by_name['intercept']._loaded_options = None
@@ -57,36 +59,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREDSEQUENCESIMULATION'].fields_by_name['true_activations']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SCOREDSIMULATION'].fields_by_name['sequences']._loaded_options = None
   _globals['_SCOREDSIMULATION'].fields_by_name['sequences']._serialized_options = b'\272H\006\222\001\003\020\220N'
-  _globals['_ACTIVATIONSCALE']._serialized_start=2697
-  _globals['_ACTIVATIONSCALE']._serialized_end=2894
-  _globals['_CALIBRATIONKIND']._serialized_start=2897
-  _globals['_CALIBRATIONKIND']._serialized_end=3068
-  _globals['_UNDEFINEDREASON']._serialized_start=3071
-  _globals['_UNDEFINEDREASON']._serialized_end=3418
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['explainer']._loaded_options = None
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['explainer']._serialized_options = b'\272H\005r\003(\200\010'
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['explainer_kind']._loaded_options = None
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['explainer_kind']._serialized_options = b'\272H\005r\003(\200\010'
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['model']._loaded_options = None
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['model']._serialized_options = b'\272H\005r\003(\200\010'
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['prompt_version']._loaded_options = None
+  _globals['_EXPLANATIONPROVENANCE'].fields_by_name['prompt_version']._serialized_options = b'\272H\005r\003(\200\010'
+  _globals['_ACTIVATIONSCALE']._serialized_start=3253
+  _globals['_ACTIVATIONSCALE']._serialized_end=3450
+  _globals['_CALIBRATIONKIND']._serialized_start=3453
+  _globals['_CALIBRATIONKIND']._serialized_end=3624
+  _globals['_SCORINGMETHOD']._serialized_start=3627
+  _globals['_SCORINGMETHOD']._serialized_end=3799
+  _globals['_UNDEFINEDREASON']._serialized_start=3802
+  _globals['_UNDEFINEDREASON']._serialized_end=4232
   _globals['_CALIBRATION']._serialized_start=130
-  _globals['_CALIBRATION']._serialized_end=466
-  _globals['_LINEARCALIBRATION']._serialized_start=468
-  _globals['_LINEARCALIBRATION']._serialized_end=539
-  _globals['_PIECEWISELINEARCALIBRATION']._serialized_start=542
-  _globals['_PIECEWISELINEARCALIBRATION']._serialized_end=681
-  _globals['_SEQUENCESIMULATION']._serialized_start=684
-  _globals['_SEQUENCESIMULATION']._serialized_end=1187
-  _globals['_VALIDITYREPORT']._serialized_start=1190
-  _globals['_VALIDITYREPORT']._serialized_end=1447
-  _globals['_VALIDITYREPORT_TOKENCOUNTBYREASONENTRY']._serialized_start=1390
-  _globals['_VALIDITYREPORT_TOKENCOUNTBYREASONENTRY']._serialized_end=1447
-  _globals['_SIMULATIONCOST']._serialized_start=1450
-  _globals['_SIMULATIONCOST']._serialized_end=1592
-  _globals['_SCORE']._serialized_start=1595
-  _globals['_SCORE']._serialized_end=1762
-  _globals['_INTERVAL']._serialized_start=1764
-  _globals['_INTERVAL']._serialized_end=1801
-  _globals['_SCORES']._serialized_start=1804
-  _globals['_SCORES']._serialized_end=1986
-  _globals['_SCOREDSEQUENCESIMULATION']._serialized_start=1989
-  _globals['_SCOREDSEQUENCESIMULATION']._serialized_end=2197
-  _globals['_SCOREDSIMULATION']._serialized_start=2200
-  _globals['_SCOREDSIMULATION']._serialized_end=2346
-  _globals['_SCOREPROVENANCE']._serialized_start=2349
-  _globals['_SCOREPROVENANCE']._serialized_end=2694
+  _globals['_CALIBRATION']._serialized_end=510
+  _globals['_LINEARCALIBRATION']._serialized_start=512
+  _globals['_LINEARCALIBRATION']._serialized_end=583
+  _globals['_PIECEWISELINEARCALIBRATION']._serialized_start=586
+  _globals['_PIECEWISELINEARCALIBRATION']._serialized_end=725
+  _globals['_SEQUENCESIMULATION']._serialized_start=728
+  _globals['_SEQUENCESIMULATION']._serialized_end=1231
+  _globals['_VALIDITYREPORT']._serialized_start=1234
+  _globals['_VALIDITYREPORT']._serialized_end=1491
+  _globals['_VALIDITYREPORT_TOKENCOUNTBYREASONENTRY']._serialized_start=1434
+  _globals['_VALIDITYREPORT_TOKENCOUNTBYREASONENTRY']._serialized_end=1491
+  _globals['_SIMULATIONCOST']._serialized_start=1494
+  _globals['_SIMULATIONCOST']._serialized_end=1636
+  _globals['_SCORE']._serialized_start=1639
+  _globals['_SCORE']._serialized_end=1806
+  _globals['_INTERVAL']._serialized_start=1808
+  _globals['_INTERVAL']._serialized_end=1845
+  _globals['_SCORES']._serialized_start=1848
+  _globals['_SCORES']._serialized_end=2030
+  _globals['_SCOREDSEQUENCESIMULATION']._serialized_start=2033
+  _globals['_SCOREDSEQUENCESIMULATION']._serialized_end=2241
+  _globals['_SCOREDSIMULATION']._serialized_start=2244
+  _globals['_SCOREDSIMULATION']._serialized_end=2390
+  _globals['_SCOREPROVENANCE']._serialized_start=2393
+  _globals['_SCOREPROVENANCE']._serialized_end=3043
+  _globals['_EXPLANATIONPROVENANCE']._serialized_start=3046
+  _globals['_EXPLANATIONPROVENANCE']._serialized_end=3250
 # @@protoc_insertion_point(module_scope)

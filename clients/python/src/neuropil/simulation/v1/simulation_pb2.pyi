@@ -24,6 +24,14 @@ class CalibrationKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CALIBRATION_KIND_PERCENTILE: _ClassVar[CalibrationKind]
     CALIBRATION_KIND_ISOTONIC: _ClassVar[CalibrationKind]
 
+class ScoringMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORING_METHOD_UNSPECIFIED: _ClassVar[ScoringMethod]
+    SCORING_METHOD_SIMULATION: _ClassVar[ScoringMethod]
+    SCORING_METHOD_DETECTION: _ClassVar[ScoringMethod]
+    SCORING_METHOD_FUZZING: _ClassVar[ScoringMethod]
+    SCORING_METHOD_ATTENTION_PAIRS: _ClassVar[ScoringMethod]
+
 class UndefinedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     UNDEFINED_REASON_UNSPECIFIED: _ClassVar[UndefinedReason]
@@ -35,6 +43,8 @@ class UndefinedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UNDEFINED_REASON_ZERO_ACTIVATIONS: _ClassVar[UndefinedReason]
     UNDEFINED_REASON_SINGLE_CLASS: _ClassVar[UndefinedReason]
     UNDEFINED_REASON_OUT_OF_RANGE: _ClassVar[UndefinedReason]
+    UNDEFINED_REASON_NO_POSITIVE_PREDICTIONS: _ClassVar[UndefinedReason]
+    UNDEFINED_REASON_NO_PREDICTIONS: _ClassVar[UndefinedReason]
 ACTIVATION_SCALE_UNSPECIFIED: ActivationScale
 ACTIVATION_SCALE_NEURON_ACTIVATIONS: ActivationScale
 ACTIVATION_SCALE_SIMULATED_NORMALIZED_ACTIVATIONS: ActivationScale
@@ -44,6 +54,11 @@ CALIBRATION_KIND_NONE: CalibrationKind
 CALIBRATION_KIND_LINEAR: CalibrationKind
 CALIBRATION_KIND_PERCENTILE: CalibrationKind
 CALIBRATION_KIND_ISOTONIC: CalibrationKind
+SCORING_METHOD_UNSPECIFIED: ScoringMethod
+SCORING_METHOD_SIMULATION: ScoringMethod
+SCORING_METHOD_DETECTION: ScoringMethod
+SCORING_METHOD_FUZZING: ScoringMethod
+SCORING_METHOD_ATTENTION_PAIRS: ScoringMethod
 UNDEFINED_REASON_UNSPECIFIED: UndefinedReason
 UNDEFINED_REASON_EMPTY: UndefinedReason
 UNDEFINED_REASON_SINGLE_TOKEN: UndefinedReason
@@ -53,20 +68,24 @@ UNDEFINED_REASON_NON_FINITE_INPUT: UndefinedReason
 UNDEFINED_REASON_ZERO_ACTIVATIONS: UndefinedReason
 UNDEFINED_REASON_SINGLE_CLASS: UndefinedReason
 UNDEFINED_REASON_OUT_OF_RANGE: UndefinedReason
+UNDEFINED_REASON_NO_POSITIVE_PREDICTIONS: UndefinedReason
+UNDEFINED_REASON_NO_PREDICTIONS: UndefinedReason
 
 class Calibration(_message.Message):
-    __slots__ = ("kind", "linear", "percentile", "isotonic", "fitted_token_count")
+    __slots__ = ("kind", "linear", "percentile", "isotonic", "fitted_token_count", "fitted_sequence_hashes")
     KIND_FIELD_NUMBER: _ClassVar[int]
     LINEAR_FIELD_NUMBER: _ClassVar[int]
     PERCENTILE_FIELD_NUMBER: _ClassVar[int]
     ISOTONIC_FIELD_NUMBER: _ClassVar[int]
     FITTED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FITTED_SEQUENCE_HASHES_FIELD_NUMBER: _ClassVar[int]
     kind: CalibrationKind
     linear: LinearCalibration
     percentile: PiecewiseLinearCalibration
     isotonic: PiecewiseLinearCalibration
     fitted_token_count: int
-    def __init__(self, kind: _Optional[_Union[CalibrationKind, str]] = ..., linear: _Optional[_Union[LinearCalibration, _Mapping]] = ..., percentile: _Optional[_Union[PiecewiseLinearCalibration, _Mapping]] = ..., isotonic: _Optional[_Union[PiecewiseLinearCalibration, _Mapping]] = ..., fitted_token_count: _Optional[int] = ...) -> None: ...
+    fitted_sequence_hashes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[CalibrationKind, str]] = ..., linear: _Optional[_Union[LinearCalibration, _Mapping]] = ..., percentile: _Optional[_Union[PiecewiseLinearCalibration, _Mapping]] = ..., isotonic: _Optional[_Union[PiecewiseLinearCalibration, _Mapping]] = ..., fitted_token_count: _Optional[int] = ..., fitted_sequence_hashes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LinearCalibration(_message.Message):
     __slots__ = ("slope", "intercept")
@@ -184,7 +203,7 @@ class ScoredSimulation(_message.Message):
     def __init__(self, sequences: _Optional[_Iterable[_Union[ScoredSequenceSimulation, _Mapping]]] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ...) -> None: ...
 
 class ScoreProvenance(_message.Message):
-    __slots__ = ("simulator", "simulator_kind", "simulator_model", "prompt_version", "calibration", "dataset", "seed", "calibration_sequence_count", "scored_sequence_count", "cost", "software_version")
+    __slots__ = ("simulator", "simulator_kind", "simulator_model", "prompt_version", "calibration", "dataset", "seed", "calibration_sequence_count", "scored_sequence_count", "cost", "software_version", "method", "judge_model", "judge_prompt_version", "interval_method", "interval_resample_count", "calibration_reused", "judgement_count", "pair_count", "explanation")
     SIMULATOR_FIELD_NUMBER: _ClassVar[int]
     SIMULATOR_KIND_FIELD_NUMBER: _ClassVar[int]
     SIMULATOR_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +215,15 @@ class ScoreProvenance(_message.Message):
     SCORED_SEQUENCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_PROMPT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_METHOD_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_RESAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_REUSED_FIELD_NUMBER: _ClassVar[int]
+    JUDGEMENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PAIR_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     simulator: str
     simulator_kind: str
     simulator_model: str
@@ -207,4 +235,31 @@ class ScoreProvenance(_message.Message):
     scored_sequence_count: int
     cost: SimulationCost
     software_version: str
-    def __init__(self, simulator: _Optional[str] = ..., simulator_kind: _Optional[str] = ..., simulator_model: _Optional[str] = ..., prompt_version: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., dataset: _Optional[str] = ..., seed: _Optional[int] = ..., calibration_sequence_count: _Optional[int] = ..., scored_sequence_count: _Optional[int] = ..., cost: _Optional[_Union[SimulationCost, _Mapping]] = ..., software_version: _Optional[str] = ...) -> None: ...
+    method: ScoringMethod
+    judge_model: str
+    judge_prompt_version: str
+    interval_method: str
+    interval_resample_count: int
+    calibration_reused: bool
+    judgement_count: int
+    pair_count: int
+    explanation: ExplanationProvenance
+    def __init__(self, simulator: _Optional[str] = ..., simulator_kind: _Optional[str] = ..., simulator_model: _Optional[str] = ..., prompt_version: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., dataset: _Optional[str] = ..., seed: _Optional[int] = ..., calibration_sequence_count: _Optional[int] = ..., scored_sequence_count: _Optional[int] = ..., cost: _Optional[_Union[SimulationCost, _Mapping]] = ..., software_version: _Optional[str] = ..., method: _Optional[_Union[ScoringMethod, str]] = ..., judge_model: _Optional[str] = ..., judge_prompt_version: _Optional[str] = ..., interval_method: _Optional[str] = ..., interval_resample_count: _Optional[int] = ..., calibration_reused: _Optional[bool] = ..., judgement_count: _Optional[int] = ..., pair_count: _Optional[int] = ..., explanation: _Optional[_Union[ExplanationProvenance, _Mapping]] = ...) -> None: ...
+
+class ExplanationProvenance(_message.Message):
+    __slots__ = ("explainer", "explainer_kind", "model", "prompt_version", "seed", "sequence_count", "temperature")
+    EXPLAINER_FIELD_NUMBER: _ClassVar[int]
+    EXPLAINER_KIND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    explainer: str
+    explainer_kind: str
+    model: str
+    prompt_version: str
+    seed: int
+    sequence_count: int
+    temperature: float
+    def __init__(self, explainer: _Optional[str] = ..., explainer_kind: _Optional[str] = ..., model: _Optional[str] = ..., prompt_version: _Optional[str] = ..., seed: _Optional[int] = ..., sequence_count: _Optional[int] = ..., temperature: _Optional[float] = ...) -> None: ...

@@ -46,6 +46,11 @@ class SimulationStub:
                 request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateRequest.SerializeToString,
                 response_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateResponse.FromString,
                 _registered_method=True)
+        self.SimulateExplanations = channel.unary_stream(
+                '/neuropil.simulation.v1.Simulation/SimulateExplanations',
+                request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateExplanationsRequest.SerializeToString,
+                response_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateExplanationsResponse.FromString,
+                _registered_method=True)
         self.FitCalibration = channel.unary_unary(
                 '/neuropil.simulation.v1.Simulation/FitCalibration',
                 request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.FitCalibrationRequest.SerializeToString,
@@ -56,6 +61,16 @@ class SimulationStub:
                 request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ApplyCalibrationRequest.SerializeToString,
                 response_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ApplyCalibrationResponse.FromString,
                 _registered_method=True)
+        self.StoreCalibration = channel.unary_unary(
+                '/neuropil.simulation.v1.Simulation/StoreCalibration',
+                request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.StoreCalibrationRequest.SerializeToString,
+                response_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.StoreCalibrationResponse.FromString,
+                _registered_method=True)
+        self.GetCalibration = channel.unary_unary(
+                '/neuropil.simulation.v1.Simulation/GetCalibration',
+                request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.GetCalibrationRequest.SerializeToString,
+                response_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.GetCalibrationResponse.FromString,
+                _registered_method=True)
         self.ScoreExplanation = channel.unary_stream(
                 '/neuropil.simulation.v1.Simulation/ScoreExplanation',
                 request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreExplanationRequest.SerializeToString,
@@ -65,6 +80,11 @@ class SimulationStub:
                 '/neuropil.simulation.v1.Simulation/ScoreSimulations',
                 request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreSimulationsRequest.SerializeToString,
                 response_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreSimulationsResponse.FromString,
+                _registered_method=True)
+        self.ListExplainers = channel.unary_unary(
+                '/neuropil.simulation.v1.Simulation/ListExplainers',
+                request_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ListExplainersRequest.SerializeToString,
+                response_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ListExplainersResponse.FromString,
                 _registered_method=True)
         self.ProposeExplanations = channel.unary_unary(
                 '/neuropil.simulation.v1.Simulation/ProposeExplanations',
@@ -98,6 +118,14 @@ class SimulationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SimulateExplanations(self, request, context):
+        """Simulate many explanations on one sequence; one message an explanation, in the order of the
+        request, each as soon as it is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FitCalibration(self, request, context):
         """Fit a calibration to simulated and true activations.
         """
@@ -107,6 +135,20 @@ class SimulationServicer:
 
     def ApplyCalibration(self, request, context):
         """Map simulated values to activation units with a fitted calibration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreCalibration(self, request, context):
+        """Keep a fitted calibration under a name made from its content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCalibration(self, request, context):
+        """A calibration that was kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +164,13 @@ class SimulationServicer:
 
     def ScoreSimulations(self, request, context):
         """Score simulations at hand against true activations.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExplainers(self, request, context):
+        """The explainers that the deployment has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +203,11 @@ def add_SimulationServicer_to_server(servicer, server):
                     request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateRequest.FromString,
                     response_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateResponse.SerializeToString,
             ),
+            'SimulateExplanations': grpc.unary_stream_rpc_method_handler(
+                    servicer.SimulateExplanations,
+                    request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateExplanationsRequest.FromString,
+                    response_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateExplanationsResponse.SerializeToString,
+            ),
             'FitCalibration': grpc.unary_unary_rpc_method_handler(
                     servicer.FitCalibration,
                     request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.FitCalibrationRequest.FromString,
@@ -164,6 +218,16 @@ def add_SimulationServicer_to_server(servicer, server):
                     request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ApplyCalibrationRequest.FromString,
                     response_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ApplyCalibrationResponse.SerializeToString,
             ),
+            'StoreCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreCalibration,
+                    request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.StoreCalibrationRequest.FromString,
+                    response_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.StoreCalibrationResponse.SerializeToString,
+            ),
+            'GetCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCalibration,
+                    request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.GetCalibrationRequest.FromString,
+                    response_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.GetCalibrationResponse.SerializeToString,
+            ),
             'ScoreExplanation': grpc.unary_stream_rpc_method_handler(
                     servicer.ScoreExplanation,
                     request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreExplanationRequest.FromString,
@@ -173,6 +237,11 @@ def add_SimulationServicer_to_server(servicer, server):
                     servicer.ScoreSimulations,
                     request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreSimulationsRequest.FromString,
                     response_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreSimulationsResponse.SerializeToString,
+            ),
+            'ListExplainers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExplainers,
+                    request_deserializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ListExplainersRequest.FromString,
+                    response_serializer=neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ListExplainersResponse.SerializeToString,
             ),
             'ProposeExplanations': grpc.unary_unary_rpc_method_handler(
                     servicer.ProposeExplanations,
@@ -252,6 +321,33 @@ class Simulation:
             _registered_method=True)
 
     @staticmethod
+    def SimulateExplanations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/neuropil.simulation.v1.Simulation/SimulateExplanations',
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateExplanationsRequest.SerializeToString,
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.SimulateExplanationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def FitCalibration(request,
             target,
             options=(),
@@ -306,6 +402,60 @@ class Simulation:
             _registered_method=True)
 
     @staticmethod
+    def StoreCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuropil.simulation.v1.Simulation/StoreCalibration',
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.StoreCalibrationRequest.SerializeToString,
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.StoreCalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuropil.simulation.v1.Simulation/GetCalibration',
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.GetCalibrationRequest.SerializeToString,
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.GetCalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ScoreExplanation(request,
             target,
             options=(),
@@ -349,6 +499,33 @@ class Simulation:
             '/neuropil.simulation.v1.Simulation/ScoreSimulations',
             neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreSimulationsRequest.SerializeToString,
             neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ScoreSimulationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExplainers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuropil.simulation.v1.Simulation/ListExplainers',
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ListExplainersRequest.SerializeToString,
+            neuropil_dot_simulation_dot_v1_dot_simulation__service__pb2.ListExplainersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,16 +41,26 @@ class SimulationStub:
     """Simulate an explanation on sequences; one message a sequence, in the order of the request, each
     as soon as it is there.
     """
+    SimulateExplanations: _grpc.UnaryStreamMultiCallable[_simulation_service_pb2.SimulateExplanationsRequest, _simulation_service_pb2.SimulateExplanationsResponse]
+    """Simulate many explanations on one sequence; one message an explanation, in the order of the
+    request, each as soon as it is there.
+    """
     FitCalibration: _grpc.UnaryUnaryMultiCallable[_simulation_service_pb2.FitCalibrationRequest, _simulation_service_pb2.FitCalibrationResponse]
     """Fit a calibration to simulated and true activations."""
     ApplyCalibration: _grpc.UnaryUnaryMultiCallable[_simulation_service_pb2.ApplyCalibrationRequest, _simulation_service_pb2.ApplyCalibrationResponse]
     """Map simulated values to activation units with a fitted calibration."""
+    StoreCalibration: _grpc.UnaryUnaryMultiCallable[_simulation_service_pb2.StoreCalibrationRequest, _simulation_service_pb2.StoreCalibrationResponse]
+    """Keep a fitted calibration under a name made from its content."""
+    GetCalibration: _grpc.UnaryUnaryMultiCallable[_simulation_service_pb2.GetCalibrationRequest, _simulation_service_pb2.GetCalibrationResponse]
+    """A calibration that was kept."""
     ScoreExplanation: _grpc.UnaryStreamMultiCallable[_simulation_service_pb2.ScoreExplanationRequest, _simulation_service_pb2.ScoreExplanationResponse]
     """Simulate, calibrate and score one explanation of a component. Progress comes while it runs, the
     result last.
     """
     ScoreSimulations: _grpc.UnaryUnaryMultiCallable[_simulation_service_pb2.ScoreSimulationsRequest, _simulation_service_pb2.ScoreSimulationsResponse]
     """Score simulations at hand against true activations."""
+    ListExplainers: _grpc.UnaryUnaryMultiCallable[_simulation_service_pb2.ListExplainersRequest, _simulation_service_pb2.ListExplainersResponse]
+    """The explainers that the deployment has."""
     ProposeExplanations: _grpc.UnaryUnaryMultiCallable[_simulation_service_pb2.ProposeExplanationsRequest, _simulation_service_pb2.ProposeExplanationsResponse]
     """Propose explanations of a component from its record."""
     BulkScoreExplanations: _grpc.UnaryStreamMultiCallable[_simulation_service_pb2.BulkScoreExplanationsRequest, _simulation_service_pb2.BulkScoreExplanationsResponse]
@@ -69,16 +79,26 @@ class SimulationAsyncStub(SimulationStub):
     """Simulate an explanation on sequences; one message a sequence, in the order of the request, each
     as soon as it is there.
     """
+    SimulateExplanations: _aio.UnaryStreamMultiCallable[_simulation_service_pb2.SimulateExplanationsRequest, _simulation_service_pb2.SimulateExplanationsResponse]  # type: ignore[assignment]
+    """Simulate many explanations on one sequence; one message an explanation, in the order of the
+    request, each as soon as it is there.
+    """
     FitCalibration: _aio.UnaryUnaryMultiCallable[_simulation_service_pb2.FitCalibrationRequest, _simulation_service_pb2.FitCalibrationResponse]  # type: ignore[assignment]
     """Fit a calibration to simulated and true activations."""
     ApplyCalibration: _aio.UnaryUnaryMultiCallable[_simulation_service_pb2.ApplyCalibrationRequest, _simulation_service_pb2.ApplyCalibrationResponse]  # type: ignore[assignment]
     """Map simulated values to activation units with a fitted calibration."""
+    StoreCalibration: _aio.UnaryUnaryMultiCallable[_simulation_service_pb2.StoreCalibrationRequest, _simulation_service_pb2.StoreCalibrationResponse]  # type: ignore[assignment]
+    """Keep a fitted calibration under a name made from its content."""
+    GetCalibration: _aio.UnaryUnaryMultiCallable[_simulation_service_pb2.GetCalibrationRequest, _simulation_service_pb2.GetCalibrationResponse]  # type: ignore[assignment]
+    """A calibration that was kept."""
     ScoreExplanation: _aio.UnaryStreamMultiCallable[_simulation_service_pb2.ScoreExplanationRequest, _simulation_service_pb2.ScoreExplanationResponse]  # type: ignore[assignment]
     """Simulate, calibrate and score one explanation of a component. Progress comes while it runs, the
     result last.
     """
     ScoreSimulations: _aio.UnaryUnaryMultiCallable[_simulation_service_pb2.ScoreSimulationsRequest, _simulation_service_pb2.ScoreSimulationsResponse]  # type: ignore[assignment]
     """Score simulations at hand against true activations."""
+    ListExplainers: _aio.UnaryUnaryMultiCallable[_simulation_service_pb2.ListExplainersRequest, _simulation_service_pb2.ListExplainersResponse]  # type: ignore[assignment]
+    """The explainers that the deployment has."""
     ProposeExplanations: _aio.UnaryUnaryMultiCallable[_simulation_service_pb2.ProposeExplanationsRequest, _simulation_service_pb2.ProposeExplanationsResponse]  # type: ignore[assignment]
     """Propose explanations of a component from its record."""
     BulkScoreExplanations: _aio.UnaryStreamMultiCallable[_simulation_service_pb2.BulkScoreExplanationsRequest, _simulation_service_pb2.BulkScoreExplanationsResponse]  # type: ignore[assignment]
@@ -108,6 +128,16 @@ class SimulationServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def SimulateExplanations(
+        self,
+        request: _simulation_service_pb2.SimulateExplanationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_simulation_service_pb2.SimulateExplanationsResponse], _abc.AsyncIterator[_simulation_service_pb2.SimulateExplanationsResponse]]:
+        """Simulate many explanations on one sequence; one message an explanation, in the order of the
+        request, each as soon as it is there.
+        """
+
+    @_abc_1.abstractmethod
     def FitCalibration(
         self,
         request: _simulation_service_pb2.FitCalibrationRequest,
@@ -122,6 +152,22 @@ class SimulationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_simulation_service_pb2.ApplyCalibrationResponse, _abc.Awaitable[_simulation_service_pb2.ApplyCalibrationResponse]]:
         """Map simulated values to activation units with a fitted calibration."""
+
+    @_abc_1.abstractmethod
+    def StoreCalibration(
+        self,
+        request: _simulation_service_pb2.StoreCalibrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_simulation_service_pb2.StoreCalibrationResponse, _abc.Awaitable[_simulation_service_pb2.StoreCalibrationResponse]]:
+        """Keep a fitted calibration under a name made from its content."""
+
+    @_abc_1.abstractmethod
+    def GetCalibration(
+        self,
+        request: _simulation_service_pb2.GetCalibrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_simulation_service_pb2.GetCalibrationResponse, _abc.Awaitable[_simulation_service_pb2.GetCalibrationResponse]]:
+        """A calibration that was kept."""
 
     @_abc_1.abstractmethod
     def ScoreExplanation(
@@ -140,6 +186,14 @@ class SimulationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_simulation_service_pb2.ScoreSimulationsResponse, _abc.Awaitable[_simulation_service_pb2.ScoreSimulationsResponse]]:
         """Score simulations at hand against true activations."""
+
+    @_abc_1.abstractmethod
+    def ListExplainers(
+        self,
+        request: _simulation_service_pb2.ListExplainersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_simulation_service_pb2.ListExplainersResponse, _abc.Awaitable[_simulation_service_pb2.ListExplainersResponse]]:
+        """The explainers that the deployment has."""
 
     @_abc_1.abstractmethod
     def ProposeExplanations(
