@@ -42,6 +42,16 @@ class UndefinedReason(IntEnum):
     """Every true activation is 0, so there is nothing to explain."""
     UNDEFINED_OVERFLOW = 7
     """The score is beyond what a double can hold."""
+    UNDEFINED_SINGLE_CLASS = 8
+    """Labels, or predictions where they are divided by, are of one class only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Where a score lies with a confidence of 95 %: low <= high, both finite."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class Score:
 
     value: float | None
     reason: UndefinedReason | None = None
+    interval: Interval | None = None
+    """Absent where none was asked for, or where resamples say too little to have one."""
 
 
 @dataclass(frozen=True, slots=True)
