@@ -72,6 +72,13 @@ class FailedPrecondition(NeuropilError):
     default_reason = "FAILED_PRECONDITION"
 
 
+class Aborted(NeuropilError):
+    """What was asked for runs already, for somebody else; when that has ended, it can run."""
+
+    code = "ABORTED"
+    default_reason = "ABORTED"
+
+
 class ResourceExhausted(NeuropilError):
     """Too large, or a quota or queue is full; metadata may hold the estimate and the limit."""
 

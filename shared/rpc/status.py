@@ -17,6 +17,7 @@ _BY_CODE: dict[str, type[errors.NeuropilError]] = {
         errors.NotFound,
         errors.DataLoss,
         errors.FailedPrecondition,
+        errors.Aborted,
         errors.ResourceExhausted,
         errors.DeadlineExceeded,
         errors.Unavailable,

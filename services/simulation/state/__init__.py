@@ -1,0 +1,1 @@
+"""Where the service keeps what has to outlive it: bulk runs and fitted calibrations."""
