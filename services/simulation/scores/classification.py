@@ -29,7 +29,7 @@ from services.simulation.scores.simulation_scores import Interval, Score, Undefi
 FloatArray = NDArray[np.float64]
 
 THRESHOLD = 0.5
-"""A judgement predicts the class where its probability is over this."""
+"""A judgement predicts the class where its probability is at least this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class _Judgements:
         ordered = probabilities[self._order]
         self._positive = positive[self._order]
         self._first_of_tie = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        self._predicted = ordered > THRESHOLD
+        self._predicted = ordered >= THRESHOLD
 
     def scores(self, weights: FloatArray) -> FloatArray:
         """The six scores [6, n] under weights [n, judgements]; NaN where one is undefined."""
