@@ -1,0 +1,1 @@
+"""Readers of what language models answer: log probabilities, echoed prompts, structured answers."""
