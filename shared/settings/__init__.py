@@ -6,7 +6,7 @@ an object in a variable is given whole, as JSON. The configuration is read once,
 immutable afterwards. Relative paths are relative to the file's folder and absolute once loaded.
 
 A section of the file is a class of the module that its docstring names it in: `data`, `models`,
-`serving`; `deployment` puts them together.
+`simulation`, `serving`; `deployment` puts them together.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from __future__ import annotations
 from shared.settings.data import Cache, Dataset, Search, Storage
 from shared.settings.deployment import ENV_PREFIX, Deployment
 from shared.settings.loading import load_deployment
-from shared.settings.models import (
-    Autoencoder,
-    CausalLmSimulator,
-    CompletionsSimulator,
-    EmbeddingSimulator,
-    Model,
-    Simulator,
-)
+from shared.settings.models import Autoencoder, Model
 from shared.settings.serving import Auth, Http, Limits, Metrics, Services, Tls
+from shared.settings.simulation import (
+    CausalLmSimulator,
+    ChatSimulator,
+    CompletionsSimulator,
+    ContextExplainer,
+    EmbeddingSimulator,
+    Explainer,
+    LanguageModelExplainer,
+    Simulator,
+    TokenHeadSimulator,
+)
 from shared.settings.values import is_remote
 
 __all__ = [
@@ -31,11 +35,15 @@ __all__ = [
     "Autoencoder",
     "Cache",
     "CausalLmSimulator",
+    "ChatSimulator",
     "CompletionsSimulator",
+    "ContextExplainer",
     "Dataset",
     "Deployment",
     "EmbeddingSimulator",
+    "Explainer",
     "Http",
+    "LanguageModelExplainer",
     "Limits",
     "Metrics",
     "Model",
@@ -44,6 +52,7 @@ __all__ = [
     "Simulator",
     "Storage",
     "Tls",
+    "TokenHeadSimulator",
     "is_remote",
     "load_deployment",
 ]

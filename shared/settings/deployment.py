@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.settings.data import Cache, Dataset, Search, Storage
-from shared.settings.models import EmbeddingSimulator, Model, Simulator
+from shared.settings.models import Model
 from shared.settings.serving import Auth, Http, Limits, Metrics, Services, Tls
+from shared.settings.simulation import (
+    ContextExplainer,
+    EmbeddingSimulator,
+    Explainer,
+    LanguageModelExplainer,
+    Simulator,
+)
 
 ENV_PREFIX = "NEUROPIL_"
 
@@ -35,7 +43,12 @@ class Deployment(BaseSettings):
     simulators: tuple[Simulator, ...] = (EmbeddingSimulator(name="embedding", kind="embedding"),)
     default_simulator: str | None = None
     """Absent: the first one."""
-    calibration: Literal["none", "linear", "percentile"] = "linear"
+    explainers: tuple[Explainer, ...] = (ContextExplainer(name="context", kind="context"),)
+    default_explainer: str | None = None
+    """Absent: the first one."""
+    calibration: Literal["none", "linear", "percentile", "isotonic"] = "linear"
+    simulation_state: str | None = None
+    """Folder or blob URL where bulk runs and calibrations are kept; absent: they aren't."""
     services: Services = Services()
     http: Http = Http()
     limits: Limits = Limits()
@@ -64,16 +77,17 @@ class Deployment(BaseSettings):
                     f"datasets[{position}]: {identity[0]!r} with {identity[1]!r} is there twice"
                 )
             seen.add(identity)
-        names = [simulator.name for simulator in self.simulators]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"simulators: the name {name!r} is there twice")
-        if self.default_simulator is not None and self.default_simulator not in names:
-            raise ValueError(
-                f"default_simulator: {self.default_simulator!r} is none of simulators {names}"
-            )
-        if not names:
-            raise ValueError("simulators: an empty list; leave the key out for the embedded one")
+        names = _checked_names("simulator", self.simulators, self.default_simulator)
+        _checked_names("explainer", self.explainers, self.default_explainer)
+        for position, explainer in enumerate(self.explainers):
+            if not isinstance(explainer, LanguageModelExplainer):
+                continue
+            key = f"explainers[{position}].simulator"
+            if explainer.simulator not in names:
+                raise ValueError(f"{key}: {explainer.simulator!r} is none of simulators {names}")
+            kind = self.simulators[names.index(explainer.simulator)].kind
+            if kind in ("embedding", "token_head"):
+                raise ValueError(f"{key}: a simulator of kind {kind} runs no language model")
         if self.auth.tokens_file or self.tls.certificate or self.tls.key or self.tls.client_ca:
             # Starting open although the file asks for protection would be the worst answer.
             raise ValueError("auth and tls: tokens and certificates aren't served by this release")
@@ -83,3 +97,22 @@ class Deployment(BaseSettings):
     def chosen_simulator(self) -> str:
         """Name of the simulator that a request means when it names none."""
         return self.default_simulator or self.simulators[0].name
+
+    @property
+    def chosen_explainer(self) -> str:
+        """Name of the explainer that a request means when it names none."""
+        return self.default_explainer or self.explainers[0].name
+
+
+def _checked_names(
+    what: str, entries: Sequence[Simulator] | Sequence[Explainer], default: str | None
+) -> list[str]:
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what}s: the name {name!r} is there twice")
+    if default is not None and default not in names:
+        raise ValueError(f"default_{what}: {default!r} is none of {what}s {names}")
+    if not names:
+        raise ValueError(f"{what}s: an empty list; leave the key out for the embedded one")
+    return names

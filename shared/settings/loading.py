@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -11,7 +12,14 @@ from pydantic_settings.exceptions import SettingsError
 
 from shared.errors import ConfigurationError
 from shared.settings.deployment import ENV_PREFIX, Deployment
+from shared.settings.simulation import Simulator
 from shared.settings.values import is_remote
+
+_KINDS = {
+    *("embedding", "causal_lm", "completions", "chat", "token_head"),
+    *("context", "language_model"),
+}
+"""Kinds of entries of a list, which pydantic puts into the paths of its errors."""
 
 
 def load_deployment(path: Path) -> Deployment:
@@ -60,12 +68,11 @@ def _refuse_unknown_variables() -> None:
 
 def _explain(error: ValidationError) -> ConfigurationError:
     first = error.errors()[0]
-    tags = {"embedding", "completions", "causal_lm"}
     key = ""
     for part in first["loc"]:
         if isinstance(part, int):
             key += f"[{part}]"
-        elif part not in tags:
+        elif part not in _KINDS:
             key += f".{part}" if key else part
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -123,9 +130,15 @@ def _resolve(deployment: Deployment, folder: Path) -> Deployment:
             _require(model.excluded_tokens, "model.excluded_tokens")
         for position, autoencoder in enumerate(model.autoencoders):
             _require(autoencoder.path, f"model.autoencoders[{position}].path")
+    simulators = tuple(
+        _with_paths(simulator, position, absolute)
+        for position, simulator in enumerate(deployment.simulators)
+    )
     return deployment.model_copy(
         update={
             "datasets": datasets,
+            "simulators": simulators,
+            "simulation_state": optional(deployment.simulation_state),
             "allowed_path_prefixes": tuple(absolute(p) for p in deployment.allowed_path_prefixes),
             "search": deployment.search.model_copy(
                 update={"index_path": optional(deployment.search.index_path)}
@@ -133,6 +146,16 @@ def _resolve(deployment: Deployment, folder: Path) -> Deployment:
             "model": model,
         }
     )
+
+
+def _with_paths(simulator: Simulator, position: int, absolute: Callable[[str], str]) -> Simulator:
+    paths = {}
+    for key in ("path", "tokenizer"):
+        path = getattr(simulator, key, None)
+        if path is not None:
+            paths[key] = absolute(path)
+            _require(paths[key], f"simulators[{position}].{key}")
+    return simulator.model_copy(update=paths)
 
 
 def _require(path: str, key: str) -> None:

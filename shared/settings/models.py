@@ -1,4 +1,4 @@
-"""`model`, `simulators`: what computes."""
+"""`model`: the subject model, and what runs on it together."""
 
 from __future__ import annotations
 
@@ -52,35 +52,3 @@ class Model(Section):
     batching: Batching = Batching()
     reuse_megabytes: Annotated[int, BeforeValidator(no_bool), Field(ge=0)] = 192
     """Memory for runs that later requests may need again; 0 keeps none."""
-
-
-class EmbeddingSimulator(Section):
-    """Sentence embeddings of explanation and tokens; needs no service and no key."""
-
-    name: Text
-    kind: Literal["embedding"]
-
-
-class CompletionsSimulator(Section):
-    """An OpenAI-compatible completions server."""
-
-    name: Text
-    kind: Literal["completions"]
-    base_url: Annotated[str, Field(pattern=r"^https?://")]
-    model: Text
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the key."""
-
-
-class CausalLmSimulator(Section):
-    """A local Hugging Face language model."""
-
-    name: Text
-    kind: Literal["causal_lm"]
-    path: Text
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-
-
-Simulator = Annotated[
-    EmbeddingSimulator | CompletionsSimulator | CausalLmSimulator, Field(discriminator="kind")
-]
