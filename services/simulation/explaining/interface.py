@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from services.simulation.errors import InvalidInput
 from services.simulation.explaining.evidence import Evidence
 from services.simulation.simulators.interface import SimulationCost
 
@@ -20,7 +21,7 @@ class ExplanationProvenance:
     """Name in the configuration."""
     explainer_kind: str
     model: str
-    """Model that wrote it, or the version of the rules that found it."""
+    """Language model that wrote it, with its version; empty where none did."""
     prompt_version: str
     """Empty where there is no prompt."""
     seed: int
@@ -62,6 +63,36 @@ class ProposedExplanations:
     cost: SimulationCost = field(default_factory=SimulationCost)
 
 
+@dataclass(frozen=True, slots=True)
+class ProposalOptions:
+    """What is asked of an explainer."""
+
+    count: int = 1
+    """Most explanations, 1 to `MAX_EXPLANATIONS`."""
+    seed: int = 0
+    """Of all random choices."""
+    temperature: float | None = None
+    """Of a language model, 0 to 2; None means 1 for several explanations and 0 for one."""
+    max_sequences: int = 0
+    """Most sequences to look at; 0 means the explainer's own number."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MAX_EXPLANATIONS:
+            raise InvalidInput(
+                f"count is {self.count}; 1 to {MAX_EXPLANATIONS} explanations are proposed",
+                field="count",
+            )
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
+            raise InvalidInput(
+                f"temperature is {self.temperature}; 0 to 2 is possible", field="temperature"
+            )
+        if self.max_sequences < 0:
+            raise InvalidInput(
+                f"max_sequences is {self.max_sequences}; 0 or more is possible",
+                field="max_sequences",
+            )
+
+
 class Explainer(Protocol):
     """Proposes explanations of a component. Calls may run at the same time."""
 
@@ -77,7 +108,7 @@ class Explainer(Protocol):
 
     @property
     def model(self) -> str:
-        """Model that it asks, or the version of its rules."""
+        """Language model that it asks, with its version; empty where it asks none."""
         ...
 
     @property
@@ -85,8 +116,13 @@ class Explainer(Protocol):
         """Version of its prompts; empty where there are none."""
         ...
 
-    async def propose(self, evidence: Evidence, count: int, seed: int) -> ProposedExplanations:
-        """At most `count` explanations, best first; `seed` decides all random choices.
+    @property
+    def state(self) -> str:
+        """`loading`, `ready`, or `failed: ` and why."""
+        ...
+
+    async def propose(self, evidence: Evidence, options: ProposalOptions) -> ProposedExplanations:
+        """At most `options.count` explanations, best first.
 
         Raises:
             FailedPrecondition: the record has nothing to explain (`NOTHING_TO_EXPLAIN`), or no

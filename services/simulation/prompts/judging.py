@@ -6,12 +6,14 @@ a chat template.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from services.simulation.language_models.interface import Message, Prompt
 from services.simulation.prompts import library
+from services.simulation.simulators.words import readable
 
 NO, YES = "0", "1"
 CHOICES = (NO, YES)
@@ -65,14 +67,26 @@ class JudgingPrompt:
         self._marks = marks
         self._shared = self._shared_messages()
 
-    def prompt(self, explanation: str, text: str) -> Prompt:
-        """The question about one text."""
-        return Prompt(self._shared, (self._question(explanation, text),))
+    def prompt(self, explanation: str, tokens: Sequence[str], marked: Sequence[int] = ()) -> Prompt:
+        """The question about one sequence."""
+        return Prompt(self._shared, (self._question(explanation, self.text(tokens, marked)),))
+
+    def text(self, tokens: Sequence[str], marked: Sequence[int]) -> str:
+        """The sequence as a judge reads it; marked tokens that stand together have one mark."""
+        chosen = set(marked)
+        parts = []
+        for position, token in enumerate(tokens):
+            begins = position in chosen and position - 1 not in chosen
+            ends = position in chosen and position + 1 not in chosen
+            parts.append(
+                f"{self._marks.open if begins else ''}{token}{self._marks.close if ends else ''}"
+            )
+        return readable("".join(parts)).replace("\x00", "\ufffd")
 
     def _shared_messages(self) -> tuple[Message, ...]:
         marks = self._marks
         instruction = self._file.instruction.replace("{open}", marks.open)
-        messages = [Message("system", instruction.replace("{close}", marks.close))]
+        messages = [Message("system", instruction.replace("{close}", marks.close) + "\n")]
         for example in self._file.examples:
             text = example.text.replace("[[", marks.open).replace("]]", marks.close)
             messages.append(self._question(example.explanation, text))
