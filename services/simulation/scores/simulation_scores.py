@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from services.simulation.errors import InvalidInput, as_vector, require_same_length
+from services.simulation.scores.intervals import overall_intervals
 from services.simulation.scores.moments import Moments
 
 FloatArray = NDArray[np.float64]
@@ -124,11 +125,15 @@ def score(true_activations: ArrayLike, expected_activations: ArrayLike) -> Score
 
 
 def score_sequences(
-    true_activations: ArrayLike, expected_activations: ArrayLike, lengths: ArrayLike
+    true_activations: ArrayLike,
+    expected_activations: ArrayLike,
+    lengths: ArrayLike,
+    interval_seed: int | None = None,
 ) -> ScoreTable:
     """Score n sequences that lie one after the other in two vectors [sum of lengths].
 
     Non-finite input leaves the scores of its own sequence undefined and the others as they are.
+    With `interval_seed`, the scores of all together have intervals where there can be one.
 
     Raises:
         InvalidInput: the two vectors differ in length, `lengths` [n] don't add up to it or are
@@ -159,7 +164,8 @@ def score_sequences(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         moments = Moments.of_sequences(true, expected, lengths_filled, starts)
         values, reasons = _from_moments(moments, tokens)
-        overall = _from_moments(moments.concatenated(), lambda _: (true, expected))
+        together = moments.concatenated()
+        overall = _from_moments(together, lambda _: (true, expected))
     reasons[:, bad_rows] = UndefinedReason.UNDEFINED_NON_FINITE_INPUT
     if bad_rows.any():
         overall[1][:] = UndefinedReason.UNDEFINED_NON_FINITE_INPUT
@@ -168,8 +174,18 @@ def score_sequences(
     all_values[:, filled], all_reasons[:, filled] = values, reasons
     all_values[all_reasons > 0] = np.nan
     correlation, rsquared, deviation = map(ScoreColumn, all_values, all_reasons)
-    total = ScoreTriple(*(ScoreColumn(*column)[0] for column in zip(*overall, strict=True)))
-    return ScoreTable(correlation, rsquared, deviation, total)
+    scores = [ScoreColumn(*column)[0] for column in zip(*overall, strict=True)]
+    if interval_seed is not None and not bad_rows.any() and not together.lossy[0]:
+        ends = overall_intervals(moments, interval_seed)
+        scores = [_with_interval(*pair) for pair in zip(scores, ends, strict=True)]
+    return ScoreTable(correlation, rsquared, deviation, ScoreTriple(*scores))
+
+
+def _with_interval(score: Score, ends: FloatArray) -> Score:
+    if score.value is None or not np.isfinite(ends).all():
+        return score
+    low, high = ends.tolist()
+    return Score(score.value, interval=Interval(min(low, score.value), max(high, score.value)))
 
 
 def _from_moments(
