@@ -11,7 +11,13 @@ from neuropil.simulation import v1
 from neuropil.tensors import to_tensor
 from services.simulation.calibration.calibrated_simulator import calibrated
 from services.simulation.calibration.calibrations import CalibrationKind, fit_calibration
-from services.simulation.convert import messages as convert
+from services.simulation.convert import (
+    arrays,
+    calibrations,
+    scored_explanations,
+    scores,
+    simulations,
+)
 from services.simulation.scores.simulation_scores import score_sequences
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
 from services.simulation.scoring.record_source import RecordSource
@@ -68,10 +74,10 @@ class SimulationService:
     ) -> AsyncIterator[v1.SimulateResponse]:
         """One message a sequence, as soon as it is there."""
         simulator = self._simulators.get(request.simulator)
-        sequences = convert.tokens_of(request.sequences, "sequences")
+        sequences = arrays.tokens_of(request.sequences, "sequences")
         calibration = None
         if request.HasField("calibration"):
-            calibration = convert.calibration_of(request.calibration, "calibration")
+            calibration = calibrations.calibration_of(request.calibration, "calibration")
         results = simulator.simulate(request.explanation, sequences)
         async with aclosing(results):
             position = 0
@@ -81,8 +87,8 @@ class SimulationService:
                     simulation = calibrated(simulation, calibration)
                 yield v1.SimulateResponse(
                     position=position,
-                    simulation=convert.simulation_message(simulation, result.report),
-                    cost=convert.cost_message(result.cost),
+                    simulation=simulations.simulation_message(simulation, result.report),
+                    cost=simulations.cost_message(result.cost),
                 )
                 position += 1
 
@@ -97,8 +103,8 @@ class SimulationService:
             async for result in results:
                 yield v1.SimulateExplanationsResponse(
                     position=position,
-                    simulation=convert.simulation_message(result.simulation(), result.report),
-                    cost=convert.cost_message(result.cost),
+                    simulation=simulations.simulation_message(result.simulation(), result.report),
+                    cost=simulations.cost_message(result.cost),
                 )
                 position += 1
 
@@ -106,20 +112,20 @@ class SimulationService:
         self, request: v1.FitCalibrationRequest, context: Context
     ) -> v1.FitCalibrationResponse:
         """A calibration as data."""
-        kind = convert.kind_of(request.kind, self._default_calibration, "kind")
-        simulated = convert.vector_of(request.simulated, "simulated")
-        true = convert.vector_of(request.true_activations, "true_activations")
+        kind = calibrations.kind_of(request.kind, self._default_calibration, "kind")
+        simulated = arrays.vector_of(request.simulated, "simulated")
+        true = arrays.vector_of(request.true_activations, "true_activations")
         calibration = await asyncio.to_thread(fit_calibration, kind, simulated, true)
         return v1.FitCalibrationResponse(
-            calibration=convert.calibration_message(calibration, len(true))
+            calibration=calibrations.calibration_message(calibration, len(true))
         )
 
     async def ApplyCalibration(
         self, request: v1.ApplyCalibrationRequest, context: Context
     ) -> v1.ApplyCalibrationResponse:
         """Values in the component's units."""
-        calibration = convert.calibration_of(request.calibration, "calibration")
-        values = convert.array_of(request.values, "values")
+        calibration = calibrations.calibration_of(request.calibration, "calibration")
+        values = arrays.array_of(request.values, "values")
         mapped = await asyncio.to_thread(calibration.apply, values.reshape(-1))
         return v1.ApplyCalibrationResponse(values=to_tensor(mapped.reshape(values.shape)))
 
@@ -146,7 +152,7 @@ class SimulationService:
     ) -> AsyncIterator[v1.ScoreExplanationResponse]:
         """Progress, then the scored explanation."""
         simulator = self._simulators.get(request.simulator)
-        kind = convert.kind_of(
+        kind = calibrations.kind_of(
             request.calibration_kind, self._default_calibration, "calibration_kind"
         )
         if request.WhichOneof("source") == "recorded_component":
@@ -166,21 +172,21 @@ class SimulationService:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, ScoringProgress):
-                    yield convert.progress_message(event)
+                    yield scored_explanations.progress_message(event)
                 else:
-                    yield convert.result_message(event)
+                    yield scored_explanations.result_message(event)
 
     async def ScoreSimulations(
         self, request: v1.ScoreSimulationsRequest, context: Context
     ) -> v1.ScoreSimulationsResponse:
         """Scores of each sequence and of all."""
-        true = convert.vector_of(request.true_activations, "true_activations")
-        expected = convert.vector_of(request.expected_activations, "expected_activations")
+        true = arrays.vector_of(request.true_activations, "true_activations")
+        expected = arrays.vector_of(request.expected_activations, "expected_activations")
         lengths = list(request.sequence_lengths)
         table = await asyncio.to_thread(score_sequences, true, expected, lengths)
         return v1.ScoreSimulationsResponse(
-            sequence_scores=[convert.scores_message(table[i]) for i in range(len(table))],
-            scores=convert.scores_message(table.overall),
+            sequence_scores=[scores.scores_message(table[i]) for i in range(len(table))],
+            scores=scores.scores_message(table.overall),
         )
 
     async def ProposeExplanations(
@@ -211,8 +217,8 @@ class SimulationService:
 
 
 def _split_of(sequences: v1.LabeledSequences, kind: CalibrationKind) -> ScoringSplit:
-    scored = convert.labeled_sequences(sequences.scored_sequences, "sequences.scored_sequences")
-    calibration = convert.labeled_sequences(
+    scored = arrays.labeled_sequences(sequences.scored_sequences, "sequences.scored_sequences")
+    calibration = arrays.labeled_sequences(
         sequences.calibration_sequences, "sequences.calibration_sequences"
     )
     if kind is CalibrationKind.NONE:

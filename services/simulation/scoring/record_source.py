@@ -12,7 +12,7 @@ from neuropil.errors import atranslated
 from neuropil.names import DERIVED_SCALAR_TYPES
 from neuropil.records import v1 as records
 from neuropil.simulation import v1
-from services.simulation.convert.messages import labeled_sequences, labeled_token_pairs
+from services.simulation.convert.arrays import labeled_sequences, labeled_token_pairs
 from services.simulation.explaining.evidence import Evidence, TokenEvidence, TokenPairEvidence
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs, TokenPairSplit
