@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,14 @@ class ScoringTask:
 
 @dataclass(frozen=True)
 class ScoringProgress:
-    """How far a task has come, in sequences simulated."""
+    """How far a task has come, in sequences simulated or questions judged."""
 
     completed: int
     total: int
     stage: str
-    """`simulate_calibration`, `fit`, `simulate` or `score`."""
+    """`simulate_calibration`, `fit`, `simulate`, `judge` or `score`."""
+    cost: SimulationCost = field(default_factory=SimulationCost)
+    """Of all that was simulated or judged so far."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ async def score_explanation(
     _check(split, calibration_set, kind)
     total = len(calibration_set) + len(split.scored)
     done = 0
+    spent = SimulationCost()
 
     fitted_on: list[SimulatedSequence] = []
     if fits:
@@ -117,21 +120,22 @@ async def score_explanation(
             async for result in simulated:
                 fitted_on.append(result)
                 done += 1
-                yield ScoringProgress(done, total, "simulate_calibration")
+                spent += result.cost
+                yield ScoringProgress(done, total, "simulate_calibration", spent)
         _total_report(fitted_on).require(task.min_coverage)
-        yield ScoringProgress(done, total, "fit")
+        yield ScoringProgress(done, total, "fit", spent)
     # Hundreds of thousands of tokens take a while, in which others should be answered.
     calibration, fitted_tokens = await asyncio.to_thread(_fit, kind, fitted_on, calibration_set)
 
-    yield ScoringProgress(done, total, "simulate")
+    yield ScoringProgress(done, total, "simulate", spent)
     results: list[SimulatedSequence] = []
     async with aclosing(simulator.simulate(task.explanation, split.scored.tokens)) as simulated:
         async for result in simulated:
             results.append(result)
             done += 1
-            yield ScoringProgress(done, total, "simulate")
+            yield ScoringProgress(done, total, "simulate", spent)
     _total_report(results).require(task.min_coverage)
-    yield ScoringProgress(done, total, "score")
+    yield ScoringProgress(done, total, "score", spent)
 
     yield await asyncio.to_thread(
         _scored, task, simulator, fitted_on, calibration, fitted_tokens, results
