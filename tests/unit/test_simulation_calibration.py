@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from sklearn.isotonic import IsotonicRegression
 
 from services.simulation.calibration.calibrated_simulator import (
     SIMULATOR_BY_KIND,
@@ -21,6 +22,7 @@ from services.simulation.calibration.calibrated_simulator import (
 )
 from services.simulation.calibration.calibrations import (
     CalibrationKind,
+    IsotonicCalibration,
     LinearCalibration,
     NoCalibration,
     PercentileCalibration,
@@ -87,6 +89,34 @@ def test_percentile_keeps_two_points_of_a_tie() -> None:
     assert calibration.calibrated.tolist() == [0.0, 499.0, 500.0]
 
 
+@settings(deadline=None)
+@given(
+    pairs(st.integers(0, 6).map(float) | VALUES),
+    arrays.arrays(np.float64, 15, elements=st.integers(-1, 7).map(float) | VALUES),
+)
+def test_isotonic_is_that_of_scikit_learn(pair: np.ndarray, values: np.ndarray) -> None:
+    simulated, true = pair
+    calibration = fit_calibration(CalibrationKind.ISOTONIC, simulated, true)
+    assert isinstance(calibration, IsotonicCalibration)
+    probes = np.concatenate([values, simulated])
+    theirs = IsotonicRegression(out_of_bounds="clip").fit(simulated, true).predict(probes)
+    np.testing.assert_allclose(calibration.apply(probes), theirs, rtol=1e-12, atol=1e-9)
+    assert (np.diff(calibration.apply(np.sort(probes))) >= -1e-9).all()
+
+
+def test_isotonic_can_not_turn_a_simulation_round() -> None:
+    calibration = fit_calibration(CalibrationKind.ISOTONIC, [1.0, 2.0, 3.0], [9.0, 5.0, 1.0])
+    assert calibration.apply([0.0, 2.0, 9.0]).tolist() == pytest.approx([5.0, 5.0, 5.0])
+
+
+@pytest.mark.parametrize(("scale_in", "scale_out"), [(1e-300, 1.0), (1e200, 1e300), (1.0, 1e-300)])
+def test_isotonic_survives_extreme_scales(scale_in: float, scale_out: float) -> None:
+    x, y = np.arange(4.0), np.array([0.0, 3.0, 1.0, 9.0])
+    calibration = fit_calibration(CalibrationKind.ISOTONIC, x * scale_in, y * scale_out)
+    mapped = calibration.apply(x * scale_in) / scale_out
+    np.testing.assert_allclose(mapped, [0.0, 2.0, 2.0, 9.0], rtol=1e-9, atol=1e-9)
+
+
 def test_linear_survives_extreme_scales() -> None:
     x = np.array([0.0, 1.0, 2.0, 3.0])
     for scale_in, scale_out in ((1e-300, 1.0), (1e200, 1e200), (1.0, 1e-300), (1.0, 1e300)):
@@ -105,13 +135,14 @@ def test_calibrations_are_values() -> None:
     assert first == second
     assert hash(first) == hash(second)
     assert first != PercentileCalibration(points, points + 1)
+    assert first != IsotonicCalibration(points, points)
     points[0] = 0.5  # a calibration doesn't change when the caller's array does
     assert first == PercentileCalibration(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="read-only"):
         first.calibrated[0] = 3.0
 
 
-@pytest.mark.parametrize("kind", [CalibrationKind.LINEAR, CalibrationKind.PERCENTILE])
+@pytest.mark.parametrize("kind", [kind for kind in CalibrationKind if kind != "none"])
 @pytest.mark.parametrize(
     ("simulated", "true", "field"),
     [
@@ -138,6 +169,7 @@ def test_fitting_names_bad_input(
         NoCalibration(),
         LinearCalibration(2.0, 1.0),
         PercentileCalibration(np.array([0.0]), np.array([1.0])),
+        IsotonicCalibration(np.array([0.0]), np.array([1.0])),
     ],
 )
 def test_applying_refuses_infinity_and_keeps_nan(calibration: NoCalibration) -> None:

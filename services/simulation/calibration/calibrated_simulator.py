@@ -152,12 +152,19 @@ class PercentileMatchingCalibratedNeuronSimulator(CalibratedNeuronSimulator):
     kind = CalibrationKind.PERCENTILE
 
 
+class IsotonicCalibratedNeuronSimulator(CalibratedNeuronSimulator):
+    """Maps by the ascending function with the least squared error."""
+
+    kind = CalibrationKind.ISOTONIC
+
+
 SIMULATOR_BY_KIND: dict[CalibrationKind, type[CalibratedNeuronSimulator]] = {
     simulator.kind: simulator
     for simulator in (
         UncalibratedNeuronSimulator,
         LinearCalibratedNeuronSimulator,
         PercentileMatchingCalibratedNeuronSimulator,
+        IsotonicCalibratedNeuronSimulator,
     )
 }
 

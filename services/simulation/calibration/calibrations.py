@@ -1,7 +1,7 @@
 """Calibration: from the simulator's scale, 0 to 10, to a component's real activations.
 
 A fitted calibration is data: immutable, comparable, storable, and applied anywhere with the same
-result. There are three kinds:
+result. There are four kinds:
 
 - none: the identity
 - linear: ordinary least squares, true = slope * simulated + intercept (scikit-learn); a constant
@@ -9,6 +9,8 @@ result. There are three kinds:
 - percentile: linear interpolation from the sorted simulated to the sorted true activations of the
   calibration sequences (`numpy.interp`), clamped outside; where simulated values tie, the largest
   true value of the tie is taken
+- isotonic: the ascending function with the least squared error (scikit-learn), linear between its
+  knots, clamped outside; it can't turn a simulation round that predicts the opposite
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression
 
 from services.simulation.errors import (
@@ -38,6 +41,7 @@ class CalibrationKind(StrEnum):
     NONE = "none"
     LINEAR = "linear"
     PERCENTILE = "percentile"
+    ISOTONIC = "isotonic"
 
 
 class Calibration(Protocol):
@@ -45,7 +49,7 @@ class Calibration(Protocol):
 
     @property
     def kind(self) -> CalibrationKind:
-        """Which of the three kinds it is."""
+        """Which of the four kinds it is."""
         ...
 
     def apply(self, values: ArrayLike) -> FloatArray:
@@ -95,7 +99,7 @@ class LinearCalibration:
 
 
 @dataclass(frozen=True, eq=False)
-class PercentileCalibration:
+class PiecewiseLinearCalibration:
     """Interpolation through points (`simulated` [n], `calibrated` [n]), ascending, n >= 1."""
 
     simulated: FloatArray
@@ -113,13 +117,10 @@ class PercentileCalibration:
             object.__setattr__(self, field, points)
         require_same_length(len(self.simulated), "simulated", len(self.calibrated), "calibrated")
 
-    @property
-    def kind(self) -> CalibrationKind:
-        return CalibrationKind.PERCENTILE
-
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, PercentileCalibration)
+            isinstance(other, PiecewiseLinearCalibration)
+            and type(other) is type(self)
             and np.array_equal(self.simulated, other.simulated)
             and np.array_equal(self.calibrated, other.calibrated)
         )
@@ -134,6 +135,22 @@ class PercentileCalibration:
         # One point alone would answer NaN with its own value.
         result[np.isnan(operand)] = np.nan
         return _in_range(result, operand)
+
+
+class PercentileCalibration(PiecewiseLinearCalibration):
+    """Through the percentiles of simulated and true activations."""
+
+    @property
+    def kind(self) -> CalibrationKind:
+        return CalibrationKind.PERCENTILE
+
+
+class IsotonicCalibration(PiecewiseLinearCalibration):
+    """Through the knots of the best ascending function."""
+
+    @property
+    def kind(self) -> CalibrationKind:
+        return CalibrationKind.ISOTONIC
 
 
 class SimulatedActivations(Protocol):
@@ -174,6 +191,8 @@ def fit_calibration(
     require_finite(true, "true_activations")
     if kind is CalibrationKind.LINEAR:
         return _fit_linear(values, true)
+    if kind is CalibrationKind.ISOTONIC:
+        return _fit_isotonic(values, true)
     return _fit_percentile(values, true)
 
 
@@ -209,6 +228,17 @@ def _fit_percentile(simulated: FloatArray, true: FloatArray) -> PercentileCalibr
     same_after = np.concatenate((points[:-1] == points[1:], [False]))
     kept = ~(same_before & same_after)
     return PercentileCalibration(points[kept], targets[kept])
+
+
+def _fit_isotonic(simulated: FloatArray, true: FloatArray) -> IsotonicCalibration:
+    regression = IsotonicRegression(out_of_bounds="clip")
+    # Near 1, so that no sum of a block leaves the range of a double.
+    scale_s, scale_t = _scale(simulated), _scale(true)
+    regression.fit(simulated / scale_s, true / scale_t)
+    knots = np.asarray(regression.X_thresholds_, dtype=np.float64) * scale_s
+    values = np.asarray(regression.y_thresholds_, dtype=np.float64) * scale_t
+    # Scaling back can round a mean over the largest value.
+    return IsotonicCalibration(knots, np.clip(values, true.min(), true.max()))
 
 
 def _in_range(result: FloatArray, operand: FloatArray) -> FloatArray:
