@@ -175,17 +175,18 @@ class OneAtATimePrompt:
 
     def question(self, tokens: Sequence[str]) -> Pieces:
         """What follows on the explanation: the text up to its last token, which is asked about."""
+        before, text, after = self.question_parts(tokens)
+        return _filled([*before, text, *after])
+
+    def question_parts(self, tokens: Sequence[str]) -> tuple[Pieces, str, Pieces]:
+        """The same in three: what stands before the text, the text, and what follows on it."""
         file = self._file
         asked = file.value.removesuffix("\n")
-        return _filled(
-            [
-                file.text,
-                "".join(tokens),
-                file.last_token,
-                tokens[-1],
-                asked,
-                file.value[len(asked) :],
-            ]
+        end = file.value[len(asked) :]
+        return (
+            _filled([file.text]),
+            "".join(tokens),
+            _filled([file.last_token, tokens[-1], asked, end]),
         )
 
     def text(self, explanation: str, tokens: Sequence[str]) -> PromptText:

@@ -1,0 +1,148 @@
+"""From the tokens of a sequence to the rows that a local model reads, and where it predicts.
+
+A sequence that is longer than what the model reads after the beginning of a prompt is cut into
+windows, each read as a sequence of its own: nothing is repeated, so its first tokens are predicted
+without what came before. A token that fits in no window, or that the tokenizer can't write, has an
+issue instead of a prediction; what ids it has still stand in its place for the tokens after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.simulation.prompts.simulation import AllAtOncePrompt, OneAtATimePrompt
+from services.simulation.simulators.interface import TokenIssue, TokenOutcome
+from services.simulation.simulators.token_pieces import (
+    NOT_TEXT,
+    TOO_LONG,
+    PieceIds,
+    PieceTokenizer,
+)
+
+NO_PLACE = "the token takes more of the model's context than the prompt leaves"
+
+_PIECES_A_LINE = 4
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """Ids that follow the prefix of a prompt, and the predictions that are read from them."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    """After which of the ids a value is predicted."""
+    tokens: tuple[int, ...]
+    """For which token of the sequence, in the same order."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSequence:
+    """All rows of a sequence; each token is in one of them or has an issue."""
+
+    rows: tuple[PlannedRow, ...]
+    issues: tuple[TokenIssue, ...]
+
+    @property
+    def own_ids(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
+
+
+class SequencePlanner(Protocol):
+    """Makes rows of at most `room` ids from a sequence."""
+
+    def plan(self, tokens: Sequence[str], room: int) -> PlannedSequence:
+        """The rows of a sequence."""
+        ...
+
+
+@dataclass(frozen=True)
+class AllAtOnceRows:
+    """One row predicts as many tokens as there is room for."""
+
+    prompt: AllAtOncePrompt
+    tokenizer: PieceTokenizer
+
+    def plan(self, tokens: Sequence[str], room: int) -> PlannedSequence:
+        """As `SequencePlanner.plan`."""
+        tab, hidden, end = (self.tokenizer.piece(text).ids for text in self._line())
+        rows: list[PlannedRow] = []
+        issues: list[TokenIssue] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        predicted: list[int] = []
+
+        def close_window() -> None:
+            if predicted:
+                # Nothing is read after the last prediction.
+                kept = tuple(ids[: positions[-1] + 1])
+                rows.append(PlannedRow(kept, tuple(positions), tuple(predicted)))
+            for of_window in (ids, positions, predicted):
+                of_window.clear()
+
+        for position, token in enumerate(tokens):
+            piece = self.tokenizer.piece(token)
+            needed = len(piece.ids) + len(tab)
+            if piece.problem:
+                issues.append(_issue(position, piece))
+            if len(ids) + needed > room:
+                close_window()
+            if needed > room:
+                if not piece.problem:
+                    issues.append(TokenIssue(position, TokenOutcome.MISSING, NO_PLACE))
+                continue
+            ids += [*piece.ids, *tab]
+            if not piece.problem:
+                positions.append(len(ids) - 1)
+                predicted.append(position)
+            ids += [*hidden, *end]
+        close_window()
+        return PlannedSequence(tuple(rows), tuple(issues))
+
+    def _line(self) -> tuple[str, ...]:
+        return self.prompt.lines(["x"])[1:_PIECES_A_LINE]
+
+
+@dataclass(frozen=True)
+class OneAtATimeRows:
+    """A row a token: the text up to it, of which the beginning is cut where it is too long."""
+
+    prompt: OneAtATimePrompt
+    tokenizer: PieceTokenizer
+
+    def plan(self, tokens: Sequence[str], room: int) -> PlannedSequence:
+        """As `SequencePlanner.plan`."""
+        pieces = [self.tokenizer.piece(token) for token in tokens]
+        readable = [
+            _REPLACEMENT if piece.problem in (NOT_TEXT, TOO_LONG) else token
+            for token, piece in zip(tokens, pieces, strict=True)
+        ]
+        rows: list[PlannedRow] = []
+        issues: list[TokenIssue] = []
+        for position, piece in enumerate(pieces):
+            if piece.problem:
+                issues.append(_issue(position, piece))
+                continue
+            # Hardly a token has less than one id, so no more of them are of use.
+            ids = self._question(readable[max(0, position + 1 - room) : position + 1], room)
+            if ids is None:
+                issues.append(TokenIssue(position, TokenOutcome.MISSING, NO_PLACE))
+                continue
+            rows.append(PlannedRow(ids, (len(ids) - 1,), (position,)))
+        return PlannedSequence(tuple(rows), tuple(issues))
+
+    def _question(self, tokens: Sequence[str], room: int) -> tuple[int, ...] | None:
+        before, text, after = self.prompt.question_parts(tokens)
+        first = [i for piece in before for i in self.tokenizer.piece(piece).ids]
+        last = [i for piece in after for i in self.tokenizer.piece(piece).ids]
+        left = room - len(first) - len(last)
+        if left < len(self.tokenizer.piece(tokens[-1]).ids):
+            return None
+        whole = self.tokenizer.text(text).ids
+        return (*first, *whole[max(0, len(whole) - left) :], *last)
+
+
+def _issue(position: int, piece: PieceIds) -> TokenIssue:
+    return TokenIssue(position, TokenOutcome.MISSING, piece.problem)
