@@ -1,0 +1,1 @@
+"""Language models of a local folder: exact logits, with what prompts share computed once."""
