@@ -29,25 +29,6 @@ NOT_A_NUMBER = "the item's activation is not a number"
 OUT_OF_RANGE = "the item's activation is not from 0 to 10"
 
 
-def answer_schema() -> dict[str, Any]:
-    """JSON schema that a server can hold an answer to."""
-    item = {
-        "type": "object",
-        "properties": {
-            "token": {"type": "string"},
-            "activation": {"type": "integer", "minimum": 0, "maximum": MAX_VALUE},
-        },
-        "required": ["token", "activation"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "properties": {"activations": {"type": "array", "items": item}},
-        "required": ["activations"],
-        "additionalProperties": False,
-    }
-
-
 def read_structured_answer(
     text: str, tokens: Sequence[str], *, finished: bool = True
 ) -> tuple[FloatArray, tuple[TokenIssue, ...]]:

@@ -1,0 +1,141 @@
+"""Finds out what a server can do by asking it for little of each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from services.simulation.language_models.interface import GenerationOptions, Message
+from services.simulation.language_models.remote.chat_api import ChatApi, Structure
+from services.simulation.language_models.remote.completions_api import CompletionsApi, EchoWay
+from services.simulation.language_models.remote.failures import RequestRefused, UnreadableAnswer
+from services.simulation.parsing.echoed_prompts import token_starts
+from services.simulation.parsing.value_logprobs import Unreadable
+from shared.errors import Unavailable
+
+_TEXT = "of\t10\nthe\t7\nto\t"
+"""Short, and with a 10 where prompts have their numbers."""
+_TEN = _TEXT.index("10")
+_ATTEMPTS = 2
+"""Of questions that a server may not understand; that it is there is known by then."""
+
+_LOGPROBS = (20, 15, 5)
+"""Servers differ in how many likely tokens they tell; 20 of vLLM, 5 of OpenAI."""
+_ECHO_WAYS = (
+    EchoWay(20),
+    EchoWay(20, max_tokens=1),
+    EchoWay(5),
+    EchoWay(5, max_tokens=1),
+    EchoWay(20, max_tokens=1, prompt_logprobs=True),
+    EchoWay(5, max_tokens=1, prompt_logprobs=True),
+)
+_MESSAGES = (Message("user", 'Answer with the JSON object {"answer": 1} and nothing else.'),)
+_SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What was found out."""
+
+    next_token_logprobs: int = 0
+    """How many likely next tokens the server tells; 0 where none."""
+    echo: EchoWay | None = None
+    """How it tells the log probabilities of a prompt, where it can."""
+    splits_ten: bool | None = None
+    """Whether its tokenizer makes two tokens of "10"; None where that can't be told."""
+    structure: Structure = "none"
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """For people."""
+        said = []
+        if self.echo is not None:
+            said.append(f"prompt log probabilities: {self.echo}")
+        if self.next_token_logprobs:
+            said.append(f"next-token log probabilities: {self.next_token_logprobs} tokens")
+        if self.structure != "none":
+            said.append(f"structured answers: {self.structure}")
+        if self.splits_ten:
+            said.append('its tokenizer makes two tokens of "10"')
+        return tuple(said) or ("text only, without log probabilities",)
+
+
+async def completions_capabilities(api: CompletionsApi) -> Capabilities:
+    """What /completions of a server can do.
+
+    Raises:
+        NeuropilError: the server is not there, or refuses all.
+    """
+    logprobs = 0
+    for count in _LOGPROBS:
+        try:
+            top, _ = await api.next_token(_TEXT, count)
+        except RequestRefused:
+            continue
+        logprobs = count if top else 0
+        break
+    # Fails with the right error where it refuses everything.
+    counted = await api.tokens_of(_TEXT[:_TEN] + "5")
+    for way in _ECHO_WAYS:
+        found = await _unless_refused(api.echoed(_TEXT, way, max_attempts=_ATTEMPTS))
+        if found is None:
+            continue
+        tokens, _ = found
+        texts = [token.text for token in tokens]
+        try:
+            starts = token_starts(_TEXT, texts)
+        except Unreadable:
+            continue
+        first = len(texts) - len(starts)
+        if not all(token.top_logprobs for token in tokens[first + 1 :]):
+            continue
+        splits = _TEN not in starts or "10" not in texts[first + starts.index(_TEN)]
+        return Capabilities(logprobs, way, splits)
+    with_ten = await api.tokens_of(_TEXT[:_TEN] + "10")
+    splits_ten = None if not counted or not with_ten else with_ten > counted
+    return Capabilities(logprobs, None, splits_ten)
+
+
+async def chat_capabilities(api: ChatApi) -> Capabilities:
+    """What /chat/completions of a server can do.
+
+    Raises:
+        NeuropilError: the server is not there, or refuses all.
+    """
+    # Fails with the right error where it refuses everything.
+    await api.generate(_MESSAGES, GenerationOptions(max_tokens=1), "none")
+    logprobs = 0
+    for count in _LOGPROBS:
+        found = await _unless_refused(api.next_token(_MESSAGES, count, max_attempts=_ATTEMPTS))
+        if found is not None:
+            logprobs = count if found[0] else 0
+            break
+    options = GenerationOptions(max_tokens=16, json_schema=_SCHEMA)
+    structures: tuple[Structure, ...] = ("json_schema", "json_object")
+    for structure in structures:
+        if await _unless_refused(
+            api.generate(_MESSAGES, options, structure, max_attempts=_ATTEMPTS)
+        ):
+            return Capabilities(logprobs, structure=structure)
+    return Capabilities(logprobs)
+
+
+async def _unless_refused(question: Awaitable[AnswerT]) -> AnswerT | None:
+    """The answer, or None where the server can't give one."""
+    try:
+        return await question
+    except (RequestRefused, UnreadableAnswer):
+        return None
+    except Unavailable as error:
+        # Some servers fail on what they don't know; one that can't be reached tells nothing.
+        if error.reason == "LANGUAGE_MODEL_SERVER_FAILS":
+            return None
+        raise
