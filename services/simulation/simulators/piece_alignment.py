@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,9 +126,7 @@ def _template(tokenizer: Tokenizer) -> PairTemplate:
     if not count or len(first) != count or len(second) != count:
         raise ValueError("its post-processor drops or repeats pieces of a pair")
     cuts = (0, first[0], first[-1] + 1, second[0], second[-1] + 1, len(joined.ids))
-    types = [
-        int(joined.type_ids[start]) if start < end else 0 for start, end in zip(cuts, cuts[1:])
-    ]
+    types = [int(joined.type_ids[start]) if start < end else 0 for start, end in pairwise(cuts)]
     return PairTemplate(
         tuple(joined.ids[cuts[0] : cuts[1]]),
         tuple(joined.ids[cuts[2] : cuts[3]]),
