@@ -32,7 +32,19 @@ from neuropil._scalar_specs import (
     TokenPairSpec,
     TopNodesSpec,
 )
-from neuropil._simulation import ScoredExplanation, ScoredSequence, Simulation
+from neuropil._simulation_results import (
+    AttentionSequence,
+    BulkProgress,
+    BulkResult,
+    BulkSummary,
+    Judgement,
+    Proposals,
+    ProposedExplanation,
+    Score,
+    ScoredExplanation,
+    ScoredSequence,
+    Simulation,
+)
 from neuropil.client import Client, connect
 from neuropil.errors import NeuropilError, PartialAnswerWarning
 
@@ -41,20 +53,28 @@ __version__ = "0.1.0"
 __all__ = [
     "Ablation",
     "Activation",
+    "AttentionSequence",
     "Attribution",
     "AttributionSpec",
     "BatchRun",
+    "BulkProgress",
+    "BulkResult",
+    "BulkSummary",
     "Client",
     "ComponentScalars",
     "ComponentSpec",
     "DerivedScalars",
     "Explanation",
     "Inference",
+    "Judgement",
     "Loss",
     "NeuropilError",
     "Node",
     "NodeIndex",
     "PartialAnswerWarning",
+    "Proposals",
+    "ProposedExplanation",
+    "Score",
     "ScoredExplanation",
     "ScoredSequence",
     "ScoredTokensSpec",

@@ -16,7 +16,7 @@ from neuropil._record_types import (
     token_pair_record_of,
     token_record_of,
 )
-from neuropil._simulation import ScoredExplanation
+from neuropil._simulation_results import ScoredExplanation
 from neuropil.errors import NeuropilError, PartialAnswerWarning, translated
 from neuropil.names import component_id, dataset_names
 from neuropil.records import v1

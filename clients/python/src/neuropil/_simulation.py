@@ -1,67 +1,36 @@
-"""Simulation, calibration and scoring, as arrays."""
+"""Simulation, calibration, scoring and explaining."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuropil import names
+from neuropil._simulation_results import (
+    BulkEvent,
+    Proposals,
+    ScoredExplanation,
+    Simulation,
+    bulk_event_of,
+    proposals_of,
+    scored_of,
+    simulation_of,
+)
 from neuropil.common import v1 as common
 from neuropil.errors import NeuropilError, translated
 from neuropil.names import component_id, dataset_names
 from neuropil.simulation import v1
 from neuropil.tensors import to_array, to_tensor
 
-_SCORES = ("ev_correlation", "r_squared", "absolute_deviation_explained")
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """Predicted activations on one sequence."""
-
-    tokens: list[str]
-    expected_activations: NDArray[Any]
-    """[tokens], 0 to 10."""
-    probabilities: NDArray[Any]
-    """[tokens, 11], of the values 0 to 10."""
-
-
-@dataclass(frozen=True)
-class ScoredSequence:
-    """Simulated and true activations of one sequence."""
-
-    tokens: list[str]
-    true_activations: NDArray[Any]
-    """[tokens], in the model's units."""
-    expected_activations: NDArray[Any]
-    """[tokens], calibrated to the model's units."""
-    uncalibrated_activations: NDArray[Any]
-    """[tokens], 0 to 10."""
-
-
-@dataclass(frozen=True)
-class ScoredExplanation:
-    """How well an explanation predicts a component."""
-
-    explanation: str
-    score: float | None
-    """The preferred score, the correlation; None where it is undefined."""
-    scores: dict[str, float | None]
-    """ev_correlation, r_squared and absolute_deviation_explained."""
-    uncalibrated_scores: dict[str, float | None]
-    """The same before calibration, on the same sequences."""
-    sequences: list[ScoredSequence]
-    provenance: v1.ScoreProvenance
-    message: v1.ScoredExplanation = field(repr=False)
-    """All of it as the service answered; `client.records.put_explanation` stores it."""
+BULK_SECONDS = 86_400.0
+"""Deadline of a bulk run, where none is given."""
 
 
 class SimulationClient:
-    """Simulates components from explanations and scores the simulations."""
+    """Simulates components from explanations and scores the simulations; proposes explanations."""
 
     def __init__(self, stub: v1.SimulationStub, timeout: float) -> None:
         self.stub = stub
@@ -69,35 +38,148 @@ class SimulationClient:
         self._timeout = timeout
 
     def simulators(self) -> list[v1.Simulator]:
-        """The simulators of the deployment."""
+        """The simulators of the deployment: what they run and can do, and whether they are ready."""
         with translated():
             answer = self.stub.ListSimulators(v1.ListSimulatorsRequest(), timeout=self._timeout)
         return list(answer.simulators)
 
+    def explainers(self) -> list[v1.Explainer]:
+        """The explainers of the deployment."""
+        with translated():
+            answer = self.stub.ListExplainers(v1.ListExplainersRequest(), timeout=self._timeout)
+        return list(answer.explainers)
+
     def simulate(
-        self, explanation: str, sequences: Sequence[Sequence[str]], *, simulator: str = ""
+        self,
+        explanation: str,
+        sequences: Sequence[Sequence[str]],
+        *,
+        simulator: str = "",
+        calibration: v1.Calibration | None = None,
+        calibration_id: str = "",
     ) -> list[Simulation]:
-        """Simulate an explanation on sequences of tokens.
+        """Simulate an explanation on sequences of tokens; with a calibration, in activation units.
 
         Raises:
             NeuropilError: INVALID_ARGUMENT, naming the field, for an empty explanation or the like.
         """
-        columns = common.TokenSequences(
-            tokens=[token for sequence in sequences for token in sequence],
-            sequence_lengths=[len(sequence) for sequence in sequences],
-        )
         request = v1.SimulateRequest(
-            simulator=simulator, explanation=explanation, sequences=columns
+            simulator=simulator,
+            explanation=explanation,
+            sequences=_columns(sequences),
+            calibration=calibration,
+            calibration_id=calibration_id,
         )
         with translated():
             return [
-                Simulation(
-                    tokens=list(response.simulation.tokens),
-                    expected_activations=to_array(response.simulation.expected_activations),
-                    probabilities=to_array(response.simulation.distribution_probabilities),
-                )
+                simulation_of(response.simulation, response.cost)
                 for response in self.stub.Simulate(request, timeout=self._timeout)
             ]
+
+    def simulate_explanations(
+        self,
+        explanations: Sequence[str],
+        tokens: Sequence[str],
+        *,
+        simulator: str = "",
+        calibration: v1.Calibration | None = None,
+        calibration_id: str = "",
+    ) -> list[Simulation]:
+        """Simulate many explanations on one sequence of tokens; one simulation an explanation."""
+        request = v1.SimulateExplanationsRequest(
+            simulator=simulator,
+            explanations=explanations,
+            tokens=tokens,
+            calibration=calibration,
+            calibration_id=calibration_id,
+        )
+        with translated():
+            return [
+                simulation_of(response.simulation, response.cost)
+                for response in self.stub.SimulateExplanations(request, timeout=self._timeout)
+            ]
+
+    def propose(
+        self,
+        derived_scalar_type: str,
+        layer_index: int | None,
+        component_index: int,
+        datasets: str | Sequence[str],
+        *,
+        explainer: str = "",
+        count: int = 1,
+        seed: int = 0,
+        temperature: float | None = None,
+        max_sequences: int = 0,
+    ) -> Proposals:
+        """At most `count` explanations of a recorded component, best first.
+
+        Raises:
+            ValueError: if there is no such scalar type.
+            NeuropilError: NOT_FOUND where no dataset has the component.
+        """
+        request = v1.ProposeExplanationsRequest(
+            recorded_component=v1.RecordedComponent(
+                component=component_id(derived_scalar_type, layer_index, component_index),
+                datasets=dataset_names(datasets),
+            ),
+            explainer=explainer,
+            count=count,
+            seed=seed,
+            temperature=temperature,
+            max_sequences=max_sequences,
+        )
+        with translated():
+            return proposals_of(self.stub.ProposeExplanations(request, timeout=self._timeout))
+
+    @staticmethod
+    def score_request(
+        explanation: str,
+        derived_scalar_type: str,
+        layer_index: int | None,
+        component_index: int,
+        datasets: str | Sequence[str],
+        *,
+        simulator: str = "",
+        method: str | None = None,
+        calibration: str | v1.Calibration | None = None,
+        calibration_id: str = "",
+        max_sequences: int = 0,
+        seed: int = 0,
+        min_coverage: float = 0.0,
+        max_judgements: int = 0,
+        pairs_per_sequence: int = 0,
+        low_activation_threshold: float = 0.0,
+        explanation_provenance: v1.ExplanationProvenance | None = None,
+    ) -> v1.ScoreExplanationRequest:
+        """The request of `score` with the same arguments, one of those that `bulk_score` takes.
+
+        Raises:
+            ValueError: if a name is unknown.
+        """
+        request = v1.ScoreExplanationRequest(
+            recorded_component=v1.RecordedComponent(
+                component=component_id(derived_scalar_type, layer_index, component_index),
+                datasets=dataset_names(datasets),
+            ),
+            explanation=explanation,
+            simulator=simulator,
+            calibration_id=calibration_id,
+            max_sequences=max_sequences,
+            seed=seed,
+            min_coverage=min_coverage,
+            max_judgements=max_judgements,
+            pairs_per_sequence=pairs_per_sequence,
+            low_activation_threshold=low_activation_threshold,
+            explanation_provenance=explanation_provenance,
+        )
+        if method is not None:
+            request.method = names.SCORING_METHODS.value(method)
+        if isinstance(calibration, v1.Calibration):
+            request.calibration.CopyFrom(calibration)
+        elif calibration is not None:
+            request.calibration_kind = names.CALIBRATION_KINDS.value(calibration)
+        return request
 
     def score(
         self,
@@ -108,30 +190,49 @@ class SimulationClient:
         datasets: str | Sequence[str],
         *,
         simulator: str = "",
-        calibration: str | None = None,
+        method: str | None = None,
+        calibration: str | v1.Calibration | None = None,
+        calibration_id: str = "",
         max_sequences: int = 0,
+        seed: int = 0,
+        min_coverage: float = 0.0,
+        max_judgements: int = 0,
+        pairs_per_sequence: int = 0,
+        low_activation_threshold: float = 0.0,
+        explanation_provenance: v1.ExplanationProvenance | None = None,
         on_progress: Callable[[v1.Progress], None] | None = None,
     ) -> ScoredExplanation:
-        """Simulate, calibrate and score an explanation of a recorded component.
+        """Score an explanation of a recorded component.
 
-        `calibration` is none, linear or percentile; None means the deployment's default.
-        `datasets` are tried in order; a single one need not be in a list.
+        `method` is simulation, detection, fuzzing or attention_pairs; None means attention_pairs
+        for components by token pair and simulation for others. `calibration` is none, linear,
+        percentile or isotonic, which is fitted on other sequences of the record; or a fitted one.
+        None means the deployment's default; `calibration_id` names one that `store_calibration`
+        kept. `datasets` are tried in order; a single one need not be in a list. 0 means the
+        service's own default.
 
         Raises:
             ValueError: if a name is unknown.
             NeuropilError: NOT_FOUND where no dataset has the component.
         """
-        request = v1.ScoreExplanationRequest(
-            recorded_component=v1.RecordedComponent(
-                component=component_id(derived_scalar_type, layer_index, component_index),
-                datasets=dataset_names(datasets),
-            ),
-            explanation=explanation,
+        request = self.score_request(
+            explanation,
+            derived_scalar_type,
+            layer_index,
+            component_index,
+            datasets,
             simulator=simulator,
+            method=method,
+            calibration=calibration,
+            calibration_id=calibration_id,
             max_sequences=max_sequences,
+            seed=seed,
+            min_coverage=min_coverage,
+            max_judgements=max_judgements,
+            pairs_per_sequence=pairs_per_sequence,
+            low_activation_threshold=low_activation_threshold,
+            explanation_provenance=explanation_provenance,
         )
-        if calibration is not None:
-            request.calibration_kind = names.CALIBRATION_KINDS.value(calibration)
         result: v1.ScoredExplanation | None = None
         with translated():
             # Read to the end, although the result comes last: the server sees the call succeed.
@@ -142,12 +243,60 @@ class SimulationClient:
                     on_progress(response.progress)
         if result is None:
             raise NeuropilError("DATA_LOSS", "the answer ended before the result")
-        return _scored(result)
+        return scored_of(result)
+
+    def bulk_score(
+        self,
+        requests: Sequence[v1.ScoreExplanationRequest],
+        resume_key: str,
+        *,
+        max_tokens: int = 0,
+        max_calls: int = 0,
+        max_concurrency: int = 0,
+        explanation_dataset: str = "",
+        timeout: float = BULK_SECONDS,
+    ) -> Generator[BulkEvent, None, None]:
+        """Score many explanations; `score_request` makes the requests.
+
+        Gives `BulkProgress` and `BulkResult`s as they come, a `BulkSummary` last. A run of the same
+        key and requests goes on where the last one stopped: what was scored then is sent again,
+        marked as reused. `max_tokens` and `max_calls` are for all runs of the key together; 0 is no
+        limit. Results are put to `explanation_dataset` where one is named. Who stops in the middle
+        closes the iterator, and the service stops too.
+
+        Raises:
+            NeuropilError: FAILED_PRECONDITION where the deployment keeps no state, or the key is
+                that of other requests; a request that fails is a `BulkResult` with its failure.
+        """
+        request = v1.BulkScoreExplanationsRequest(
+            resume_key=resume_key,
+            requests=requests,
+            budget=v1.Budget(max_tokens=max_tokens, max_calls=max_calls),
+            explanation_dataset=explanation_dataset,
+            max_concurrency=max_concurrency,
+        )
+        with translated():
+            call = self.stub.BulkScoreExplanations(request, timeout=timeout)
+            try:
+                for response in call:
+                    event = bulk_event_of(response)
+                    if event is not None:
+                        yield event
+            finally:
+                call.cancel()
 
     def fit_calibration(
-        self, kind: str, simulated: ArrayLike, true_activations: ArrayLike
+        self,
+        kind: str,
+        simulated: ArrayLike,
+        true_activations: ArrayLike,
+        *,
+        sequences: Sequence[Sequence[str]] | None = None,
     ) -> v1.Calibration:
         """Fit a calibration to simulated and true activations, [N] each.
+
+        Given the `sequences` of tokens that they belong to, no score is given on one of these with
+        it.
 
         Raises:
             ValueError: if there is no such kind.
@@ -157,50 +306,49 @@ class SimulationClient:
             kind=names.CALIBRATION_KINDS.value(kind),
             simulated=to_tensor(np.asarray(simulated, dtype=np.float64)),
             true_activations=to_tensor(np.asarray(true_activations, dtype=np.float64)),
+            sequences=None if sequences is None else _columns(sequences),
         )
         with translated():
             return self.stub.FitCalibration(request, timeout=self._timeout).calibration
 
-    def apply_calibration(self, calibration: v1.Calibration, values: ArrayLike) -> NDArray[Any]:
-        """Map simulated values, of any shape, to activation units."""
-        request = v1.ApplyCalibrationRequest(
-            calibration=calibration, values=to_tensor(np.asarray(values, dtype=np.float64))
-        )
+    def apply_calibration(
+        self, calibration: v1.Calibration | str, values: ArrayLike
+    ) -> NDArray[Any]:
+        """Map simulated values, of any shape, to activation units.
+
+        `calibration` is a fitted one, or the id of one that `store_calibration` kept.
+        """
+        request = v1.ApplyCalibrationRequest(values=to_tensor(np.asarray(values, dtype=np.float64)))
+        if isinstance(calibration, str):
+            request.calibration_id = calibration
+        else:
+            request.calibration.CopyFrom(calibration)
         with translated():
             return to_array(self.stub.ApplyCalibration(request, timeout=self._timeout).values)
 
+    def store_calibration(self, calibration: v1.Calibration) -> str:
+        """Keep a fitted calibration; gives its id, the same for the same content.
 
-def _values(scores: v1.Scores) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for name in _SCORES:
-        score: v1.Score = getattr(scores, name)
-        found[name] = score.value if score.HasField("value") else None
-    return found
+        Raises:
+            NeuropilError: FAILED_PRECONDITION where the deployment keeps no state.
+        """
+        request = v1.StoreCalibrationRequest(calibration=calibration)
+        with translated():
+            return self.stub.StoreCalibration(request, timeout=self._timeout).calibration_id
+
+    def stored_calibration(self, calibration_id: str) -> v1.Calibration:
+        """The calibration that is kept under an id.
+
+        Raises:
+            NeuropilError: NOT_FOUND where there is none.
+        """
+        request = v1.GetCalibrationRequest(calibration_id=calibration_id)
+        with translated():
+            return self.stub.GetCalibration(request, timeout=self._timeout).calibration
 
 
-def _scored(result: v1.ScoredExplanation) -> ScoredExplanation:
-    sequences = []
-    for each in result.scored_simulation.sequences:
-        simulation = each.simulation
-        calibrated = to_array(simulation.expected_activations)
-        before = simulation.HasField("uncalibrated_expected_activations")
-        sequences.append(
-            ScoredSequence(
-                tokens=list(simulation.tokens),
-                true_activations=to_array(each.true_activations),
-                expected_activations=calibrated,
-                uncalibrated_activations=(
-                    to_array(simulation.uncalibrated_expected_activations) if before else calibrated
-                ),
-            )
-        )
-    preferred = result.preferred_score
-    return ScoredExplanation(
-        explanation=result.explanation,
-        score=preferred.value if preferred.HasField("value") else None,
-        scores=_values(result.scored_simulation.scores),
-        uncalibrated_scores=_values(result.uncalibrated_scores),
-        sequences=sequences,
-        provenance=result.provenance,
-        message=result,
+def _columns(sequences: Sequence[Sequence[str]]) -> common.TokenSequences:
+    return common.TokenSequences(
+        tokens=[token for sequence in sequences for token in sequence],
+        sequence_lengths=[len(sequence) for sequence in sequences],
     )

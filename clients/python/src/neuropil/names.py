@@ -21,7 +21,13 @@ from neuropil.scalars.v1.scalars_service_pb2 import (
     ScalarRequirement,
     TokenScoring,
 )
-from neuropil.simulation.v1.simulation_pb2 import ActivationScale, CalibrationKind
+from neuropil.simulation.v1.simulation_pb2 import (
+    ActivationScale,
+    CalibrationKind,
+    ScoringMethod,
+    UndefinedReason,
+)
+from neuropil.simulation.v1.simulation_service_pb2 import BudgetLimit, PutOutcome
 
 _DOTTED = (
     "resid.post_emb",
@@ -121,6 +127,14 @@ CALIBRATION_KINDS = EnumNames(CalibrationKind, "CALIBRATION_KIND_", "calibration
 """``none``, ``linear``, ``percentile``, ``isotonic``."""
 ACTIVATION_SCALES = EnumNames(ActivationScale, "ACTIVATION_SCALE_", "activation scale")
 """For example ``neuron_activations``."""
+SCORING_METHODS = EnumNames(ScoringMethod, "SCORING_METHOD_", "scoring method")
+"""``simulation``, ``detection``, ``fuzzing``, ``attention_pairs``."""
+UNDEFINED_REASONS = EnumNames(UndefinedReason, "UNDEFINED_REASON_", "reason of an undefined score")
+"""For example ``constant_simulation``."""
+PUT_OUTCOMES = EnumNames(PutOutcome, "PUT_OUTCOME_", "outcome of putting a result")
+"""``not_asked``, ``stored``, ``failed``."""
+BUDGET_LIMITS = EnumNames(BudgetLimit, "BUDGET_LIMIT_", "limit of a budget")
+"""``tokens`` and ``calls``."""
 
 
 def component_id(
