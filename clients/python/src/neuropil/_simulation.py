@@ -38,7 +38,7 @@ class SimulationClient:
         self._timeout = timeout
 
     def simulators(self) -> list[v1.Simulator]:
-        """The simulators of the deployment: what they run and can do, and whether they are ready."""
+        """The simulators of the deployment: what they run and can do, whether they are ready."""
         with translated():
             answer = self.stub.ListSimulators(v1.ListSimulatorsRequest(), timeout=self._timeout)
         return list(answer.simulators)
