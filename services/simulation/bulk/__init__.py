@@ -1,0 +1,1 @@
+"""Runs of many items that outlive crashes, under a budget."""
