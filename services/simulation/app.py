@@ -19,13 +19,16 @@ SERVICE = v1.DESCRIPTOR.services_by_name["Simulation"]
 
 
 @asynccontextmanager
-async def simulation_services(deployment: Deployment) -> AsyncIterator[Sequence[RpcService]]:
-    """The simulators of the deployment, which load in the background, closed at the end.
+async def simulation_services(
+    deployment: Deployment, simulators: SimulatorRegistry | None = None
+) -> AsyncIterator[Sequence[RpcService]]:
+    """The simulators of the deployment, or those given; they load in the background, and are
+    closed at the end.
 
     Raises:
         ConfigurationError: a simulator of a kind that this release doesn't have.
     """
-    simulators = SimulatorRegistry.from_deployment(deployment)
+    simulators = simulators or SimulatorRegistry.from_deployment(deployment)
     megabytes = deployment.limits.message_megabytes
     channel = open_service_channel(deployment.services.records, message_megabytes=megabytes)
     service = SimulationService(
