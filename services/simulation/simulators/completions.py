@@ -1,0 +1,305 @@
+"""The completions simulator: a language model behind a server, by log probabilities.
+
+Where the server tells the log probabilities of a prompt's own tokens, one request has the numbers
+of a whole sequence. Where it tells those of the next token alone, each token has a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from services.simulation.language_models.remote.completions_api import EchoWay
+from services.simulation.language_models.remote.failures import RequestRefused, UnreadableAnswer
+from services.simulation.language_models.remote.model import RemoteLanguageModel
+from services.simulation.language_models.remote.ordered import in_order
+from services.simulation.parsing.echoed_prompts import (
+    NO_LOGPROBS,
+    HiddenValue,
+    read_hidden_values,
+)
+from services.simulation.parsing.value_logprobs import (
+    NOT_A_LOGPROB,
+    Unreadable,
+    is_logprob,
+    value_distribution,
+)
+from services.simulation.prompts.simulation import (
+    DEFAULT_PROMPTS,
+    AllAtOncePrompt,
+    OneAtATimePrompt,
+    simulation_prompt,
+)
+from services.simulation.sequence_simulation import NUM_VALUES
+from services.simulation.simulators.interface import (
+    OneByOne,
+    SimulatedSequence,
+    SimulationCost,
+    TokenIssue,
+    TokenOutcome,
+    check_request,
+)
+from services.simulation.simulators.server_windows import (
+    TOO_LONG,
+    Windows,
+    joined,
+    shown,
+    simulate_in_windows,
+    without_values,
+)
+from shared.errors import ConfigurationError, FailedPrecondition, ResourceExhausted
+
+Method = Literal["auto", "all_at_once", "one_at_a_time"]
+LogprobPrompt = AllAtOncePrompt | OneAtATimePrompt
+
+SMALL_PROMPT = "compact-1"
+"""For models that the prompt of a method is too long for."""
+MAY_BE_TEN = 0.005
+"""Where a tokenizer makes "1" and "0" of "10": a 1 less probable than this is taken as a 1."""
+_SAMPLE = ("a", ["a"])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How this server is asked."""
+
+    prompt: LogprobPrompt
+    way: EchoWay | None
+    """None: for each next token."""
+    logprobs: int
+    splits_ten: bool
+
+
+class CompletionsSimulator(OneByOne):
+    """Asks an OpenAI-compatible server for log probabilities where the numbers stand."""
+
+    kind: ClassVar[str] = "completions"
+    has_exact_probabilities: ClassVar[bool] = True
+    description: ClassVar[str] = (
+        "Asks a language model behind an OpenAI-compatible server, by the log probabilities of "
+        "the numbers 0 to 10."
+    )
+
+    def __init__(
+        self,
+        name: str,
+        language_model: RemoteLanguageModel,
+        *,
+        method: Method = "auto",
+        prompt: str | None = None,
+    ) -> None:
+        """Raise ConfigurationError where there is no such prompt, or it is for another method."""
+        self.name = name
+        self.model = language_model.version
+        self.language_model = language_model
+        self._method: Method = method
+        self._configured = None if prompt is None else _configured(prompt, method)
+        if isinstance(self._configured, OneAtATimePrompt):
+            self._method = "one_at_a_time"
+        self._plan: Plan | None = None
+
+    @property
+    def prompt_version(self) -> str:
+        """Of the prompt in use; empty until the server was asked which it can read."""
+        prompt = self._plan.prompt if self._plan is not None else self._configured
+        return prompt.version if prompt is not None else ""
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What was found out about the server."""
+        if self._plan is None:
+            return self.language_model.capabilities
+        method = "one at a time" if self._plan.way is None else "all at once"
+        return (*self.language_model.capabilities, f"tokens are simulated {method}")
+
+    @property
+    def state(self) -> str:
+        """As `Simulator.state`."""
+        return self.language_model.state
+
+    def start(self) -> None:
+        """Find out, in the background, what the server can do."""
+        self.language_model.start()
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.language_model.close()
+
+    async def simulate(
+        self, explanation: str, sequences: Sequence[Sequence[str]]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        """One result a sequence, in order; see `Simulator.simulate`."""
+        check_request(explanation, sequences)
+        plan = await self._planned()
+        windows = Windows()
+        calls = [partial(self._sequence, plan, windows, explanation, s) for s in sequences]
+        ahead = self.language_model.server.max_concurrent
+        try:
+            async with aclosing(in_order(calls, ahead)) as results:
+                async for result in results:
+                    yield result
+        except RequestRefused:
+            # It could do that before: what it can do now is found out at the next call.
+            self.language_model.forget()
+            self._plan = None
+            raise
+
+    async def _planned(self) -> Plan:
+        if self._plan is not None and self.language_model.state == "ready":
+            return self._plan
+        found = await self.language_model.found()
+        method = self._method
+        if method == "auto":
+            method = "all_at_once" if found.echo is not None else "one_at_a_time"
+        able = found.echo is not None if method == "all_at_once" else found.next_token_logprobs > 0
+        if not able:
+            raise FailedPrecondition(
+                f"{self.model} tells no log probabilities as the method {method} needs them; "
+                "use a simulator of kind chat, or another method",
+                reason="NO_LOG_PROBABILITIES",
+                metadata={"capabilities": "; ".join(found.sentences)},
+            )
+        way = found.echo if method == "all_at_once" else None
+        prompt = self._configured or await self._fitting(method, way, found.next_token_logprobs)
+        self._plan = Plan(prompt, way, found.next_token_logprobs, bool(found.splits_ten))
+        return self._plan
+
+    async def _fitting(self, method: str, way: EchoWay | None, logprobs: int) -> LogprobPrompt:
+        """The method's prompt, or the small one where the server's model can't read it."""
+        prompt = _configured(DEFAULT_PROMPTS[method], "auto")
+        text = prompt.text(*_SAMPLE).text
+        api = self.language_model.completions
+        try:
+            await (api.echoed(text, way) if way is not None else api.next_token(text, logprobs))
+        except ResourceExhausted as error:
+            if error.reason != "PROMPT_TOO_LONG":
+                raise
+            return _configured(SMALL_PROMPT, "auto")
+        except UnreadableAnswer:
+            # Each call reports its own.
+            return prompt
+        return prompt
+
+    async def _sequence(
+        self, plan: Plan, windows: Windows, explanation: str, tokens: Sequence[str]
+    ) -> SimulatedSequence:
+        texts = shown(tokens)
+        if plan.way is not None and isinstance(plan.prompt, AllAtOncePrompt):
+            simulate = partial(self._all_at_once, plan, plan.prompt, plan.way, explanation)
+            whole = await simulate_in_windows(texts, windows, simulate)
+        else:
+            calls = [
+                partial(self._one_token, plan, windows, explanation, texts, position)
+                for position in range(len(texts))
+            ]
+            ahead = self.language_model.server.max_concurrent
+            async with aclosing(in_order(calls, ahead)) as results:
+                whole = joined(texts, [result async for result in results])
+        return SimulatedSequence(tokens, whole.probabilities, whole.issues, whole.cost)
+
+    async def _all_at_once(
+        self,
+        plan: Plan,
+        prompt: AllAtOncePrompt,
+        way: EchoWay,
+        explanation: str,
+        tokens: Sequence[str],
+    ) -> SimulatedSequence:
+        whole = prompt.text(explanation, tokens)
+        hidden = [
+            HiddenValue(value - 1 - len(token), value, len(prompt.hidden))
+            for token, value in zip(tokens, whole.values, strict=True)
+        ]
+        echoed, cost = await self.language_model.completions.echoed(whole.text, way)
+        try:
+            probabilities, issues = read_hidden_values(whole.text, hidden, echoed)
+        except Unreadable as error:
+            return without_values(tokens, TokenOutcome.MALFORMED, str(error), cost)
+        result = SimulatedSequence(tokens, probabilities, issues, cost)
+        if not plan.splits_ten:
+            return result
+        prefixes = [whole.text[:value] for value in whole.values]
+        return await self._with_tens(plan, result, prefixes)
+
+    async def _one_token(
+        self,
+        plan: Plan,
+        windows: Windows,
+        explanation: str,
+        tokens: Sequence[str],
+        position: int,
+    ) -> SimulatedSequence:
+        token = tokens[position : position + 1]
+        while True:
+            first = 0 if windows.longest is None else max(0, position + 1 - windows.longest)
+            context = tokens[first : position + 1]
+            whole = plan.prompt.text(explanation, context)
+            prompt = whole.text[: whole.values[-1]]
+            try:
+                top, cost = await self.language_model.completions.next_token(prompt, plan.logprobs)
+            except UnreadableAnswer as error:
+                return without_values(token, TokenOutcome.MALFORMED, error.message)
+            except ResourceExhausted as error:
+                if windows.halve(error, len(context)):
+                    continue
+                return without_values(token, TokenOutcome.MISSING, TOO_LONG)
+            break
+        try:
+            if top is None:
+                raise Unreadable(NO_LOGPROBS)
+            probabilities = value_distribution(top)[None]
+        except Unreadable as error:
+            return without_values(token, TokenOutcome.MALFORMED, str(error), cost)
+        result = SimulatedSequence(token, probabilities, (), cost)
+        return await self._with_tens(plan, result, [prompt]) if plan.splits_ten else result
+
+    async def _with_tens(
+        self, plan: Plan, result: SimulatedSequence, prefixes: Sequence[str]
+    ) -> SimulatedSequence:
+        """Divide the probability of a first "1" among 1 and 10, by what would come after it."""
+        asked = [int(p) for p in np.flatnonzero(result.probabilities[:, 1] > MAY_BE_TEN)]
+        calls = [partial(self._ten_after_one, plan, prefixes[position]) for position in asked]
+        ahead = self.language_model.server.max_concurrent
+        async with aclosing(in_order(calls, ahead)) as results:
+            shares = [share async for share in results]
+        probabilities, issues, cost = result.probabilities.copy(), list(result.issues), result.cost
+        for position, (share, spent) in zip(asked, shares, strict=True):
+            cost += spent
+            if isinstance(share, str):
+                probabilities[position] = 0.0
+                issues.append(TokenIssue(position, TokenOutcome.MALFORMED, share))
+            else:
+                probabilities[position, NUM_VALUES - 1] = probabilities[position, 1] * share
+                probabilities[position, 1] *= 1.0 - share
+        issues.sort(key=lambda issue: issue.position)
+        return SimulatedSequence(result.tokens, probabilities, tuple(issues), cost)
+
+    async def _ten_after_one(self, plan: Plan, prefix: str) -> tuple[float | str, SimulationCost]:
+        """Probability of "0" after "1", or why there is none, and what asking cost."""
+        api = self.language_model.completions
+        if not plan.logprobs:
+            return NO_LOGPROBS, SimulationCost()
+        try:
+            top, cost = await api.next_token(f"{prefix}1", plan.logprobs)
+        except UnreadableAnswer as error:
+            return error.message, SimulationCost(calls=1)
+        if top is None:
+            return NO_LOGPROBS, cost
+        logprob = top.get("0", -np.inf)
+        if not is_logprob(logprob):
+            return NOT_A_LOGPROB, cost
+        return min(1.0, float(np.exp(logprob))), cost
+
+
+def _configured(name: str, method: Method) -> LogprobPrompt:
+    try:
+        return simulation_prompt(name, AllAtOncePrompt)
+    except ConfigurationError:
+        if method == "all_at_once":
+            raise
+    return simulation_prompt(name, OneAtATimePrompt)
