@@ -255,27 +255,32 @@ DEFAULT_PROMPTS = {
 """The prompt file of a method where a configuration names none."""
 
 
-@cache
 def simulation_prompt(name: str, as_: type[PromptT]) -> PromptT:
     """The prompt of that name.
 
     Raises:
         ConfigurationError: there is none of that name, or it is one for another method.
     """
-    file = library.load(name, AllAtOnceFile | OneAtATimeFile | ChatFile)
-    prompt: SimulationPrompt
-    match file:
-        case AllAtOnceFile():
-            prompt = AllAtOncePrompt(file)
-        case OneAtATimeFile():
-            prompt = OneAtATimePrompt(file)
-        case _:
-            prompt = ChatPrompt(file)
+    prompt = _prompt(name)
     if not isinstance(prompt, as_):
         raise ConfigurationError(
             "prompt", f"{name} is a prompt for the method {prompt.method}, not {as_.method}"
         )
     return prompt
+
+
+@cache
+def _prompt(name: str) -> SimulationPrompt:
+    file: AllAtOnceFile | OneAtATimeFile | ChatFile = library.load(
+        name, AllAtOnceFile | OneAtATimeFile | ChatFile
+    )
+    match file:
+        case AllAtOnceFile():
+            return AllAtOncePrompt(file)
+        case OneAtATimeFile():
+            return OneAtATimePrompt(file)
+        case _:
+            return ChatPrompt(file)
 
 
 def _heading(heading: str, explanation: str, number: int) -> str:

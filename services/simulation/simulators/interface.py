@@ -167,10 +167,6 @@ class Simulator(Protocol):
 
     kind: ClassVar[str]
     """Kind in the configuration."""
-    model: str
-    """Model that it runs, with its version."""
-    prompt_version: str
-    """Version of the prompt; empty where there is none."""
     has_exact_probabilities: ClassVar[bool]
     """Whether the distributions are what a model computed, not made from one number."""
     description: ClassVar[str]
@@ -179,6 +175,16 @@ class Simulator(Protocol):
     @property
     def name(self) -> str:
         """Name in the configuration."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Model that it runs, with its version as far as that is known before it is loaded."""
+        ...
+
+    @property
+    def prompt_version(self) -> str:
+        """Version of the prompt; empty where there is none."""
         ...
 
     @property

@@ -1,0 +1,344 @@
+"""The simulator that asks a local language model, and reads its exact probabilities.
+
+`all_at_once`: the prompt shows the whole sequence with every value hidden; what the model expects
+where each hidden value stands is the prediction of that token, so one forward pass predicts them
+all. A token is predicted from the tokens up to it and from no predicted value.
+
+`one_at_a_time`: a prompt a token, which shows the text up to it and asks for its value. No value
+of an earlier token stands in it, hidden or predicted, as in the reference.
+
+What prompts share is computed once: the examples once a model, the explanation once an explanation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from services.simulation.language_models.local.language_model import (
+    DEFAULT_BATCH_TOKENS,
+    LocalLanguageModel,
+)
+from services.simulation.language_models.local.rows import Row, RowLogits
+from services.simulation.prompts.simulation import (
+    AllAtOncePrompt,
+    OneAtATimePrompt,
+    simulation_prompt,
+)
+from services.simulation.sequence_simulation import NUM_VALUES
+from services.simulation.simulators.interface import (
+    OneByOne,
+    SimulatedSequence,
+    SimulationCost,
+    check_request,
+)
+from services.simulation.simulators.sequence_rows import (
+    AllAtOnceRows,
+    OneAtATimeRows,
+    PlannedSequence,
+    SequencePlanner,
+)
+from services.simulation.simulators.token_pieces import PieceTokenizer
+from services.simulation.simulators.value_reading import ValueReading
+from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted
+
+if TYPE_CHECKING:
+    from services.simulation.language_models.local.model import LocalModel
+    from services.simulation.language_models.local.prefixes import Prefix
+
+Method = Literal["auto", "all_at_once", "one_at_a_time"]
+
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "all_at_once": ("few_shot-1", "compact-1"),
+    "one_at_a_time": ("one_at_a_time-1", "one_at_a_time_compact-1"),
+}
+"""The prompts of a method, the better ones first; the first that fits the model is taken."""
+
+_ROOM_WANTED = 128
+"""Ids that a prompt must leave for explanation and sequence, to be taken before a shorter one."""
+_LEAST_ROOM = 16
+"""Ids that an explanation must leave for the sequence."""
+_IDS_A_TOKEN = 5
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What depends on the model's tokenizer and context alone."""
+
+    prompt: AllAtOncePrompt | OneAtATimePrompt
+    tokenizer: PieceTokenizer
+    reading: ValueReading
+    planner: SequencePlanner
+    shared: tuple[int, ...]
+
+
+class CausalLmSimulator(OneByOne):
+    """Predicts with a language model of a local folder.
+
+    `prompt` names a prompt file; without it, the one that fits the model's context is taken.
+    """
+
+    kind: ClassVar[str] = "causal_lm"
+    has_exact_probabilities: ClassVar[bool] = True
+    description: ClassVar[str] = (
+        "Asks a local language model how strongly each token fits, given examples; as good as the "
+        "model, which should have a billion parameters or more."
+    )
+
+    def __init__(
+        self,
+        name: str,
+        language_model: LocalLanguageModel,
+        *,
+        method: Method = "auto",
+        prompt: str | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Raises:
+            ConfigurationError: there is no such prompt, or it is one for another method.
+        """
+        self.name = name
+        self.language_model = language_model
+        self.method = "all_at_once" if method == "auto" else method
+        self._prompts = [self._load_prompt(name) for name in _candidates(self.method, prompt)]
+        self._batch_tokens = batch_tokens
+        self._prepared: _Prepared | None = None
+
+    @property
+    def model(self) -> str:
+        """Name and version of the language model."""
+        return self.language_model.version
+
+    @property
+    def prompt_version(self) -> str:
+        """Version of the prompt; before the model is loaded, of the one that is tried first."""
+        prepared = self._prepared_or_none()
+        return prepared.prompt.version if prepared else self._prompts[0].version
+
+    @property
+    def state(self) -> str:
+        """As `Simulator.state`."""
+        model = self.language_model.model
+        if model is None:
+            return self.language_model.state
+        try:
+            self._prepare(model)
+        except NeuropilError as error:
+            return f"failed: {error.message}"
+        return "ready"
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """As `Simulator.capabilities`."""
+        model, prepared = self.language_model.model, self._prepared_or_none()
+        if model is None or prepared is None:
+            return ()
+        return tuple(_capabilities(self.method, model, prepared))
+
+    def start(self) -> None:
+        """Load the model in the background; a call that comes earlier waits for it."""
+        self.language_model.start()
+
+    async def close(self) -> None:
+        """Stop after the running forward pass."""
+        await self.language_model.close()
+
+    async def simulate(
+        self, explanation: str, sequences: Sequence[Sequence[str]]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        """One result a sequence, in order; see `Simulator.simulate`.
+
+        Raises:
+            FailedPrecondition: the model's tokenizer or context doesn't serve the prompt.
+            ResourceExhausted: the explanation leaves the model no room for a sequence.
+            InvalidInput: the tokenizer has no ids for the explanation.
+        """
+        check_request(explanation, sequences)
+        for batch in self._batches(sequences):
+            work = partial(self._simulate_steps, explanation=explanation, batch=batch)
+            for result in await self.language_model.run(work):
+                yield result
+
+    def _load_prompt(self, name: str) -> AllAtOncePrompt | OneAtATimePrompt:
+        if self.method == "all_at_once":
+            return simulation_prompt(name, AllAtOncePrompt)
+        return simulation_prompt(name, OneAtATimePrompt)
+
+    def _batches(self, sequences: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+        """Sequences that run together; a prompt a token fills a batch with one sequence."""
+        most = 1 if self.method == "one_at_a_time" else max(1, self._batch_tokens // _IDS_A_TOKEN)
+        batch: list[Sequence[str]] = []
+        filled = 0
+        for tokens in sequences:
+            if batch and filled + len(tokens) > most:
+                yield batch
+                batch, filled = [], 0
+            batch.append(tokens)
+            filled += len(tokens)
+        if batch:
+            yield batch
+
+    def _prepared_or_none(self) -> _Prepared | None:
+        model = self.language_model.model
+        if model is None:
+            return None
+        try:
+            return self._prepare(model)
+        except NeuropilError:
+            return None
+
+    def _prepare(self, model: LocalModel) -> _Prepared:
+        if self._prepared is None:
+            tokenizer = PieceTokenizer.of_transformers(model.tokenizer)
+            reading = ValueReading.of(tokenizer)
+            for position, prompt in enumerate(self._prompts):
+                shared = (*tokenizer.beginning, *tokenizer.joined(prompt.shared, "prompt"))
+                limit, last = model.max_positions, position == len(self._prompts) - 1
+                room = None if limit is None else limit - len(shared)
+                if room is not None and room < (_LEAST_ROOM if last else _ROOM_WANTED):
+                    continue
+                planner: SequencePlanner = (
+                    AllAtOnceRows(prompt, tokenizer)
+                    if isinstance(prompt, AllAtOncePrompt)
+                    else OneAtATimeRows(prompt, tokenizer)
+                )
+                self._prepared = _Prepared(prompt, tokenizer, reading, planner, shared)
+                break
+            else:
+                raise FailedPrecondition(
+                    f"the prompt {prompt.version} takes {len(shared)} of the {limit} tokens that "
+                    "the model reads; another prompt or model is needed",
+                    reason="PROMPT_TOO_LONG",
+                )
+        return self._prepared
+
+    def _simulate_steps(
+        self, model: LocalModel, *, explanation: str, batch: Sequence[Sequence[str]]
+    ) -> Generator[None, None, list[SimulatedSequence]]:
+        began = time.perf_counter()
+        prepared = self._prepare(model)
+        own = prepared.tokenizer.joined(prepared.prompt.explained(explanation), "explanation")
+        room = self._room(model, prepared, len(own))
+        planned = [prepared.planner.plan(tokens, room) for tokens in batch]
+        rows = [
+            Row(
+                row.ids,
+                np.array(row.positions, dtype=np.int64),
+                prepared.reading.columns,
+                prepared.reading.branch,
+            )
+            for sequence in planned
+            for row in sequence.rows
+        ]
+        if not rows:
+            return [_result(t, p, [], prepared) for t, p in zip(batch, planned, strict=True)]
+        prefix: Prefix = yield from model.prefix_steps([prepared.shared, own])
+        yield
+        # One pass each time that it yields, and the one before it returns.
+        calls = prefix.calls + 1
+        steps = model.logits_steps(prefix, rows)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                logits: list[RowLogits] = end.value
+                break
+            calls += 1
+            yield
+        return self._results(batch, planned, logits, prefix.computed, calls, began)
+
+    def _room(self, model: LocalModel, prepared: _Prepared, explanation: int) -> int:
+        """Ids that a row may have."""
+        if model.max_positions is None:
+            return self._batch_tokens
+        taken = len(prepared.shared) + explanation + len(prepared.reading.branch)
+        room = model.max_positions - taken
+        if room < _LEAST_ROOM:
+            raise ResourceExhausted(
+                f"the explanation takes {explanation} tokens of the model's context of "
+                f"{model.max_positions}, and the prompt {len(prepared.shared)}; that leaves no "
+                "room for a sequence",
+                field="explanation",
+                reason="EXPLANATION_TOO_LONG",
+                metadata={"tokens": str(explanation), "limit": str(room + explanation)},
+            )
+        return min(room, self._batch_tokens)
+
+    def _results(
+        self,
+        batch: Sequence[Sequence[str]],
+        planned: Sequence[PlannedSequence],
+        logits: list[RowLogits],
+        prefix_computed: int,
+        calls: int,
+        began: float,
+    ) -> list[SimulatedSequence]:
+        prepared = self._prepared
+        assert prepared is not None
+        seconds = time.perf_counter() - began
+        total = sum(len(tokens) for tokens in batch)
+        results, start = [], 0
+        for tokens, sequence in zip(batch, planned, strict=True):
+            own = logits[start : start + len(sequence.rows)]
+            start += len(own)
+            cost = SimulationCost(
+                calls=calls if own else 0,
+                prompt_tokens_computed=sum(row.computed for row in own)
+                + (prefix_computed if own else 0),
+                prompt_tokens_reused=sum(row.reused for row in own)
+                - (prefix_computed if own else 0),
+                seconds=seconds * len(tokens) / total,
+            )
+            if own:
+                # What sequences share stands with the first that was computed.
+                prefix_computed = calls = 0
+            results.append(_result(tokens, sequence, own, prepared, cost))
+        return results
+
+
+def _result(
+    tokens: Sequence[str],
+    planned: PlannedSequence,
+    logits: Sequence[RowLogits],
+    prepared: _Prepared,
+    cost: SimulationCost | None = None,
+) -> SimulatedSequence:
+    probabilities = np.zeros((len(tokens), NUM_VALUES))
+    for row, values in zip(planned.rows, logits, strict=True):
+        read = prepared.reading.probabilities(values.values, values.branch_values)
+        probabilities[list(row.tokens)] = read
+    return SimulatedSequence(tokens, probabilities, planned.issues, cost or SimulationCost())
+
+
+def _candidates(method: str, prompt: str | None) -> tuple[str, ...]:
+    return PROMPTS[method] if prompt is None else (prompt,)
+
+
+def _capabilities(method: str, model: LocalModel, prepared: _Prepared) -> Iterator[str]:
+    if method == "all_at_once":
+        yield "all_at_once: one forward pass predicts all tokens of a sequence"
+    else:
+        yield "one_at_a_time: one prompt a token"
+    yield (
+        "what prompts share is computed once"
+        if model.shares_prefix
+        else f"every prompt is computed whole: {model.shares_prefix_reason}"
+    )
+    if model.max_positions is not None:
+        room = model.max_positions - len(prepared.shared)
+        yield (
+            f"reads {model.max_positions} tokens, of which the prompt leaves {room} for the "
+            "explanation and a window of a sequence"
+        )
+    if prepared.reading.branch:
+        yield (
+            f'the tokenizer splits "{prepared.reading.longer}", so what follows on its first part '
+            "is computed too"
+        )
