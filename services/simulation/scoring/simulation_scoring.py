@@ -16,7 +16,11 @@ from services.simulation.calibration.calibrations import (
     CalibrationKind,
     fit_calibration,
 )
+from services.simulation.calibration.content import CachedFit, CalibrationCache, content_key
+from services.simulation.calibration.fitted import FittedCalibration, sequence_hash
 from services.simulation.errors import InvalidInput
+from services.simulation.scores.intervals import INTERVAL_METHOD
+from services.simulation.scores.resamples import RESAMPLES
 from services.simulation.scores.simulation_scores import ScoreTable, ScoreTriple, score_sequences
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
 from services.simulation.sequence_simulation import SequenceSimulation
@@ -40,9 +44,13 @@ class ScoringTask:
     split: ScoringSplit
     calibration_kind: CalibrationKind
     seed: int = 0
-    """Of random choices; this way of scoring makes none, and a score only repeats it."""
+    """Of the resamples of intervals; nothing else of this way of scoring is random."""
     min_coverage: float = DEFAULT_MIN_COVERAGE
     """Smallest share of tokens that must get a distribution."""
+    calibration: FittedCalibration | None = None
+    """Applied instead of fitting one; `calibration_kind` is not looked at then."""
+    calibration_field: str = "calibration"
+    """What errors call it."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,28 @@ class Provenance:
     simulator_kind: str
     simulator_model: str
     prompt_version: str
-    calibration: Calibration
-    fitted_tokens: int
+    fitted: FittedCalibration
     dataset: str
     seed: int
-    calibration_sequences: int
+    calibration_reused: bool
+    """Whether nothing was simulated to fit it: it was given, or fitted for an earlier score."""
     scored_sequences: int
     cost: SimulationCost
+    interval_method: str = INTERVAL_METHOD
+    interval_resamples: int = RESAMPLES
+
+    @property
+    def calibration(self) -> Calibration:
+        return self.fitted.calibration
+
+    @property
+    def fitted_tokens(self) -> int:
+        return self.fitted.tokens
+
+    @property
+    def calibration_sequences(self) -> int:
+        """Sequences that the calibration was fitted on, as far as they are known."""
+        return len(self.fitted.sequence_hashes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,42 +113,45 @@ class ScoredExplanation:
 
 
 async def score_explanation(
-    task: ScoringTask, simulator: Simulator
+    task: ScoringTask, simulator: Simulator, cache: CalibrationCache | None = None
 ) -> AsyncGenerator[ScoringProgress | ScoredExplanation, None]:
     """Progress while it runs, then the result.
 
     Tokens without a distribution take no part in calibration and scores. Tokens whose true
     activation isn't finite take no part in the calibration, and leave the scores of their
-    sequences, and of all together, undefined.
+    sequences, and of all together, undefined. A calibration that `cache` has is not fitted again.
 
     Raises:
         FailedPrecondition: there is nothing to score or to calibrate on, or too few tokens got a
             distribution.
+        InvalidInput: the calibration that was given was fitted on a sequence to be scored.
         InvalidInput, ResourceExhausted, Unavailable: as the simulator says.
     """
-    split, kind = task.split, task.calibration_kind
-    fits = kind is not CalibrationKind.NONE
-    calibration_set = split.calibration if fits else LabeledSequences()
-    _check(split, calibration_set, kind)
-    total = len(calibration_set) + len(split.scored)
+    split = task.split
+    fit = _known_fit(task, simulator, cache)
+    to_fit_on = split.calibration if fit is None else LabeledSequences()
+    total = len(to_fit_on) + len(split.scored)
     done = 0
     spent = SimulationCost()
 
-    fitted_on: list[SimulatedSequence] = []
-    if fits:
+    if fit is None:
+        fitted_on: list[SimulatedSequence] = []
         yield ScoringProgress(0, total, "simulate_calibration")
-        async with aclosing(
-            simulator.simulate(task.explanation, calibration_set.tokens)
-        ) as simulated:
+        async with aclosing(simulator.simulate(task.explanation, to_fit_on.tokens)) as simulated:
             async for result in simulated:
                 fitted_on.append(result)
                 done += 1
                 spent += result.cost
                 yield ScoringProgress(done, total, "simulate_calibration", spent)
-        _total_report(fitted_on).require(task.min_coverage)
+        report = _total_report(fitted_on)
+        report.require(task.min_coverage)
         yield ScoringProgress(done, total, "fit", spent)
-    # Hundreds of thousands of tokens take a while, in which others should be answered.
-    calibration, fitted_tokens = await asyncio.to_thread(_fit, kind, fitted_on, calibration_set)
+        # Hundreds of thousands of tokens take a while, in which others should be answered.
+        fitted = await asyncio.to_thread(_fit, task.calibration_kind, fitted_on, to_fit_on)
+        fit = CachedFit(fitted, report)
+        if cache is not None:
+            cache.put(_key(task, simulator), fit)
+    fit.report.require(task.min_coverage)
 
     yield ScoringProgress(done, total, "simulate", spent)
     results: list[SimulatedSequence] = []
@@ -133,47 +159,73 @@ async def score_explanation(
         async for result in simulated:
             results.append(result)
             done += 1
+            spent += result.cost
             yield ScoringProgress(done, total, "simulate", spent)
     _total_report(results).require(task.min_coverage)
     yield ScoringProgress(done, total, "score", spent)
 
-    yield await asyncio.to_thread(
-        _scored, task, simulator, fitted_on, calibration, fitted_tokens, results
-    )
+    reused = not len(to_fit_on) and fit.fitted.calibration.kind is not CalibrationKind.NONE
+    yield await asyncio.to_thread(_scored, task, simulator, fit.fitted, reused, results, spent)
+
+
+def _known_fit(
+    task: ScoringTask, simulator: Simulator, cache: CalibrationCache | None
+) -> CachedFit | None:
+    """The calibration, where nothing needs to be simulated for it.
+
+    Raises:
+        FailedPrecondition, InvalidInput: as `score_explanation` says.
+    """
+    kind, given = task.calibration_kind, task.calibration
+    if given is not None or kind is CalibrationKind.NONE:
+        _check(task.split, LabeledSequences(), CalibrationKind.NONE)
+        if given is None:
+            given = FittedCalibration(fit_calibration(kind, [], []))
+        given.refuse_fitted(task.split.scored.tokens, task.calibration_field)
+        return CachedFit(given, ValidityReport())
+    _check(task.split, task.split.calibration, kind)
+    return None if cache is None else cache.get(_key(task, simulator))
+
+
+def _key(task: ScoringTask, simulator: Simulator) -> str:
+    return content_key(simulator, task.explanation, task.split.calibration, task.calibration_kind)
 
 
 def _scored(
     task: ScoringTask,
     simulator: Simulator,
-    fitted_on: Sequence[SimulatedSequence],
-    calibration: Calibration,
-    fitted_tokens: int,
+    fitted: FittedCalibration,
+    reused: bool,
     results: Sequence[SimulatedSequence],
+    spent: SimulationCost,
 ) -> ScoredExplanation:
     split = task.split
     raw = tuple(result.simulation() for result in results)
-    simulations = tuple(calibrated(simulation, calibration) for simulation in raw)
+    simulations = tuple(calibrated(simulation, fitted.calibration) for simulation in raw)
     true, expected, lengths = _comparable(split.scored, simulations)
-    _, uncalibrated, _ = _comparable(split.scored, raw)
+    scores = score_sequences(true, expected, lengths, task.seed)
+    before = scores
+    if fitted.calibration.kind is not CalibrationKind.NONE:
+        _, uncalibrated, _ = _comparable(split.scored, raw)
+        before = score_sequences(true, uncalibrated, lengths, task.seed)
     return ScoredExplanation(
         explanation=task.explanation,
         simulations=simulations,
         reports=tuple(result.report for result in results),
         true_activations=split.scored.activations,
-        scores=score_sequences(true, expected, lengths),
-        uncalibrated_scores=score_sequences(true, uncalibrated, lengths).overall,
+        scores=scores,
+        uncalibrated_scores=before.overall,
         provenance=Provenance(
             simulator=simulator.name,
             simulator_kind=simulator.kind,
             simulator_model=simulator.model,
             prompt_version=simulator.prompt_version,
-            calibration=calibration,
-            fitted_tokens=fitted_tokens,
+            fitted=fitted,
             dataset=split.dataset,
             seed=task.seed,
-            calibration_sequences=len(fitted_on),
+            calibration_reused=reused,
             scored_sequences=len(results),
-            cost=sum((result.cost for result in (*fitted_on, *results)), SimulationCost()),
+            cost=spent,
         ),
     )
 
@@ -201,10 +253,7 @@ def _total_report(results: Sequence[SimulatedSequence]) -> ValidityReport:
 
 def _fit(
     kind: CalibrationKind, results: Sequence[SimulatedSequence], labeled: LabeledSequences
-) -> tuple[Calibration, int]:
-    """The calibration, and how many tokens it was fitted on."""
-    if kind is CalibrationKind.NONE:
-        return fit_calibration(kind, [], []), 0
+) -> FittedCalibration:
     true, simulated, _ = _comparable(labeled, [result.simulation() for result in results])
     usable = np.isfinite(true)
     if not usable.any():
@@ -213,7 +262,11 @@ def _fit(
             field="calibration_sequences",
             reason="NO_CALIBRATION_TOKENS",
         )
-    return fit_calibration(kind, simulated[usable], true[usable]), int(usable.sum())
+    return FittedCalibration(
+        fit_calibration(kind, simulated[usable], true[usable]),
+        int(usable.sum()),
+        tuple(sequence_hash(tokens) for tokens in labeled.tokens),
+    )
 
 
 def _comparable(
