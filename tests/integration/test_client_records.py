@@ -14,6 +14,7 @@ import yaml
 
 import neuropil
 from neuropil.records import v1
+from neuropil.simulation import v1 as simulation
 from neuropil.tensors import to_array, to_tensor
 from tests.load.processes import REPOSITORY, server
 
@@ -300,6 +301,54 @@ def test_a_stored_explanation_of_an_attention_head(client: neuropil.Client) -> N
             "mlp_post_act", 1, 10**6 + 1, "looks back", scored, explanation_dataset=target
         )
     assert caught.value.field == "scored_attention_simulation"
+
+
+def test_what_scoring_gave_for_a_head_is_stored(client: neuropil.Client) -> None:
+    (_, target) = client.records.datasets()[0].explanation_dataset_paths
+    sequence = simulation.ScoredAttentionSequence(
+        tokens=["a", "b", "c"],
+        pairs=to_tensor(np.array([[2, 0], [1, 1], [2, 1]])),
+        labels=to_tensor(np.array([1, 0, 0])),
+        # The judge's answer to the last could not be read.
+        predictions=to_tensor(np.array([0.75, 0.25, np.nan])),
+        issues={2: "no answer"},
+    )
+    pairs = simulation.ScoredAttentionPairs(
+        sequences=[sequence], roc_auc=simulation.Score(value=1.0)
+    )
+    scored = simulation.ScoredExplanation(
+        explanation="looks far back",
+        method=simulation.SCORING_METHOD_ATTENTION_PAIRS,
+        attention=pairs,
+    )
+    head = ("attn_write_norm", 1, 10**6 + 3)
+    put = client.records.put_explanation
+    assert not put(*head, "looks far back", scored, explanation_dataset=target)
+    (kept,) = client.records.scored_simulations(*head, explanation_dataset=target)
+    assert kept.explanation.score == 1.0
+    (stored_sequence,) = kept.scored_attention_simulation.attention_simulations
+    assert to_array(stored_sequence.token_pair_coordinates).tolist() == [[2, 0], [1, 1], [2, 1]]
+    assert to_array(stored_sequence.token_pair_labels).tolist() == [1, 0, 0]
+    np.testing.assert_array_equal(
+        to_array(stored_sequence.predictions), np.array([0.75, 0.25, np.nan])
+    )
+    # An undefined score is stored as none.
+    pairs.roc_auc.Clear()
+    assert put(*head, "looks far back", pairs, explanation_dataset=target)
+    (kept,) = client.records.scored_simulations(*head, explanation_dataset=target)
+    assert not kept.explanation.HasField("score")
+
+
+def test_judgements_have_no_place_in_explanation_files(client: neuropil.Client) -> None:
+    scored = simulation.ScoredExplanation(
+        explanation="x",
+        method=simulation.SCORING_METHOD_DETECTION,
+        judgements=simulation.ScoredJudgements(),
+    )
+    with pytest.raises(ValueError, match="no place for scores by detection"):
+        client.records.put_explanation(
+            "mlp_post_act", 1, NEURON, "x", scored, explanation_dataset="/nowhere"
+        )
 
 
 @pytest.mark.parametrize("wrong", [None, 0.5, "score", {}, v1.Explanation()])

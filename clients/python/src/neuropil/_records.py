@@ -21,6 +21,7 @@ from neuropil.errors import NeuropilError, PartialAnswerWarning, translated
 from neuropil.names import component_id, dataset_names
 from neuropil.records import v1
 from neuropil.simulation import v1 as simulation
+from neuropil.stored_scores import put_request, stored_attention
 
 
 class RecordsClient:
@@ -191,6 +192,7 @@ class RecordsClient:
             ScoredExplanation
             | simulation.ScoredExplanation
             | simulation.ScoredSimulation
+            | simulation.ScoredAttentionPairs
             | v1.ScoredAttentionSimulation
         ),
         *,
@@ -198,19 +200,21 @@ class RecordsClient:
     ) -> bool:
         """Store an explanation with the simulation that scores it.
 
-        The simulation is what `client.simulation.score` gave for the same explanation, its message,
-        or a message as `scored_simulations` gives it. An attention head, as any component by token
-        pair, may have a `ScoredAttentionSimulation`. `explanation_dataset` is a path, as
-        `Explanation.dataset` or `explanation_dataset_paths` of `datasets()` have it.
+        The simulation is what `client.simulation.score` gave for the same explanation, by token or,
+        of an attention head, by token pair; its message; or a message as `scored_simulations` gives
+        it. `explanation_dataset` is a path, as `Explanation.dataset` or
+        `explanation_dataset_paths` of `datasets()` have it.
 
         Returns whether one of the same text was replaced. Other explanations of the component stay.
 
         Raises:
             TypeError: if the simulation is none of these.
-            ValueError: if it is the score of another explanation.
+            ValueError: if it is the score of another explanation, or one by detection or fuzzing,
+                which explanation files have no place for.
             NeuropilError: INVALID_ARGUMENT for a path that may not be read, for example, for a
                 score out of its range, or for token pairs of a component by token.
         """
+        component = component_id(derived_scalar_type, layer_index, component_index)
         if isinstance(scored_simulation, ScoredExplanation):
             scored_simulation = scored_simulation.message
         if isinstance(scored_simulation, simulation.ScoredExplanation):
@@ -219,23 +223,26 @@ class RecordsClient:
                     f"the explanation is {explanation!r}, but {scored_simulation.explanation!r} "
                     "was scored"
                 )
-            scored_simulation = scored_simulation.scored_simulation
-        request = v1.PutExplanationRequest(
-            component=component_id(derived_scalar_type, layer_index, component_index),
-            explanation_dataset=explanation_dataset,
-            explanation=explanation,
-        )
-        if isinstance(scored_simulation, v1.ScoredAttentionSimulation):
-            request.scored_attention_simulation.CopyFrom(scored_simulation)
-        elif isinstance(scored_simulation, simulation.ScoredSimulation):
-            request.scored_simulation.CopyFrom(scored_simulation)
+            request = put_request(component, explanation_dataset, scored_simulation)
         else:
-            raise TypeError(
-                "scored_simulation is what simulation.score gives, a "
-                "neuropil.simulation.v1.ScoredSimulation or a "
-                "neuropil.records.v1.ScoredAttentionSimulation, not a "
-                f"{type(scored_simulation).__name__}"
+            request = v1.PutExplanationRequest(
+                component=component,
+                explanation_dataset=explanation_dataset,
+                explanation=explanation,
             )
+            if isinstance(scored_simulation, v1.ScoredAttentionSimulation):
+                request.scored_attention_simulation.CopyFrom(scored_simulation)
+            elif isinstance(scored_simulation, simulation.ScoredAttentionPairs):
+                request.scored_attention_simulation.CopyFrom(stored_attention(scored_simulation))
+            elif isinstance(scored_simulation, simulation.ScoredSimulation):
+                request.scored_simulation.CopyFrom(scored_simulation)
+            else:
+                raise TypeError(
+                    "scored_simulation is what simulation.score gives, a ScoredSimulation or "
+                    "ScoredAttentionPairs of neuropil.simulation.v1, or a "
+                    "ScoredAttentionSimulation of neuropil.records.v1, not a "
+                    f"{type(scored_simulation).__name__}"
+                )
         with translated():
             return self.stub.PutExplanation(request, timeout=self._timeout).replaced
 
