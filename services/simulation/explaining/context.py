@@ -33,7 +33,7 @@ _MOST_SEQUENCES = 64
 """Sequences looked at where a request doesn't say."""
 _MOST_TOKENS = 20_000
 
-BEAMS, MOST_FEATURES, LEAST_GAIN, SUPPORT = 5, 6, 0.02, 0.5
+BEAMS, MOST_FEATURES, LEAST_GAIN, SUPPORT = 5, 6, 0.02, 0.25
 """Chosen by the correlations of the demo's neurons; see docs/explaining.md."""
 
 

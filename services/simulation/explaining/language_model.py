@@ -1,0 +1,254 @@
+"""The language model explainer: shows a model the train split, and asks for a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.simulation.explaining.answers import (
+    NoExplanation,
+    beginning,
+    explanation_of,
+    same,
+)
+from services.simulation.explaining.context import limited, require_activity
+from services.simulation.explaining.evidence import Evidence, TokenPairEvidence
+from services.simulation.explaining.interface import (
+    ExplanationProvenance,
+    ProposalIssue,
+    ProposalOptions,
+    ProposedExplanation,
+    ProposedExplanations,
+)
+from services.simulation.language_models.interface import (
+    Generation,
+    GenerationOptions,
+    LanguageModel,
+    Prompt,
+)
+from services.simulation.normalized_activations import normalize_activations
+from services.simulation.prompts import library
+from services.simulation.prompts.explaining import (
+    ShownPair,
+    ShownSequence,
+    marked_pair,
+    token_pairs_prompt,
+    tokens_prompt,
+)
+from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
+from services.simulation.simulators.interface import SimulationCost, Simulator
+from shared.errors import FailedPrecondition
+
+TOKENS_PROMPT, TOKEN_PAIRS_PROMPT = "explain_tokens-1", "explain_token_pairs-1"
+
+_MOST_SEQUENCES = 5
+"""Sequences shown where a request doesn't say."""
+_MOST_TOKENS = 64
+"""Of a sequence, around its peak."""
+_PAIRS_A_SEQUENCE = 3
+_MAX_ANSWER_TOKENS = 80
+_AT_ONCE = 4
+_ATTEMPTS = 2
+"""Most answers asked for, for each explanation that is wanted."""
+
+
+class LanguageModelExplainer:
+    """Asks the language model of a configured simulator."""
+
+    kind: ClassVar[str] = "language_model"
+    description: ClassVar[str] = (
+        "Shows a language model tokens with activations, or marked token pairs, of the record's "
+        "train split, and asks for a sentence; as good as the model is."
+    )
+    prompt_version = library.provenance(TOKENS_PROMPT)
+
+    def __init__(self, name: str, simulator: Simulator) -> None:
+        self.name = name
+        self._simulator = simulator
+
+    @property
+    def model(self) -> str:
+        """The language model's version; empty where the simulator has none."""
+        language_model = self._simulator.language_model
+        return language_model.version if language_model is not None else ""
+
+    @property
+    def state(self) -> str:
+        """The simulator's."""
+        return self._simulator.state
+
+    async def propose(self, evidence: Evidence, options: ProposalOptions) -> ProposedExplanations:
+        """At most `options.count` explanations, those first that the model gave most often.
+
+        Where a temperature draws answers, up to twice as many are asked for as are wanted, each
+        with a seed of its own: `options.seed`, and the numbers after it.
+
+        Raises:
+            FailedPrecondition: `NOTHING_TO_EXPLAIN`, `NO_EXPLANATION`, or `NO_LANGUAGE_MODEL` where
+                the simulator asks none.
+            Unavailable, ResourceExhausted: as the language model says.
+        """
+        language_model = self._simulator.language_model
+        if language_model is None:
+            raise FailedPrecondition(
+                f"explainer {self.name!r} needs a language model, but simulator "
+                f"{self._simulator.name!r} asks none",
+                reason="NO_LANGUAGE_MODEL",
+            )
+        shown = limited(evidence, options.max_sequences or _MOST_SEQUENCES)
+        require_activity(shown)
+        prompt, version = _prompt(shown)
+        temperature = options.temperature
+        if temperature is None:
+            temperature = 1.0 if options.count > 1 else 0.0
+        found = _Answers(options, temperature)
+        while not found.enough:
+            seeds = found.next_seeds()
+            answers = await asyncio.gather(
+                *(_asked(language_model, prompt, temperature, seed) for seed in seeds)
+            )
+            for seed, answer in zip(seeds, answers, strict=True):
+                found.add(seed, answer)
+        ranked = found.ranked()
+        if not ranked:
+            raise FailedPrecondition(
+                f"{language_model.version} gave no explanation: {found.reasons}",
+                reason="NO_EXPLANATION",
+            )
+        return ProposedExplanations(
+            tuple(
+                ProposedExplanation(
+                    text,
+                    ExplanationProvenance(
+                        explainer=self.name,
+                        explainer_kind=self.kind,
+                        model=language_model.version,
+                        prompt_version=version,
+                        seed=seed,
+                        temperature=temperature,
+                        sequences_shown=len(shown.train) + len(shown.others),
+                    ),
+                )
+                for text, seed in ranked[: options.count]
+            ),
+            tuple(found.issues),
+            evidence.dataset,
+            found.cost,
+        )
+
+
+class _Answers:
+    """What was answered so far, and whether to go on."""
+
+    def __init__(self, options: ProposalOptions, temperature: float) -> None:
+        self._wanted = options.count
+        # Without a temperature every answer is the same.
+        self._most = options.count * _ATTEMPTS if temperature > 0 else 1
+        self._seed = options.seed
+        self._asked = 0
+        self._texts: dict[str, tuple[str, int]] = {}
+        self._votes: Counter[str] = Counter()
+        self.issues: list[ProposalIssue] = []
+        self.cost = SimulationCost()
+
+    @property
+    def enough(self) -> bool:
+        return len(self._texts) >= self._wanted or self._asked >= self._most
+
+    def next_seeds(self) -> list[int]:
+        missing = min(self._wanted - len(self._texts), self._most - self._asked, _AT_ONCE)
+        first = self._seed + self._asked
+        self._asked += missing
+        return [(first + number) % 2**64 for number in range(missing)]
+
+    def add(self, seed: int, answer: Generation) -> None:
+        self.cost += answer.cost
+        try:
+            text = explanation_of(answer)
+        except NoExplanation as error:
+            self.issues.append(ProposalIssue(str(error), beginning(answer.text)))
+            return
+        key = same(text)
+        self._votes[key] += 1
+        if key in self._texts:
+            self.issues.append(ProposalIssue("the same as another answer", beginning(text)))
+        else:
+            self._texts[key] = (text, seed)
+
+    def ranked(self) -> list[tuple[str, int]]:
+        """Text and seed, most votes first, then in the order of seeds."""
+        return [self._texts[key] for key in sorted(self._texts, key=lambda key: -self._votes[key])]
+
+    @property
+    def reasons(self) -> str:
+        counts = Counter(issue.reason for issue in self.issues)
+        return ", ".join(f"{reason} ({count})" for reason, count in sorted(counts.items()))
+
+
+async def _asked(model: LanguageModel, prompt: Prompt, temperature: float, seed: int) -> Generation:
+    options = GenerationOptions(
+        max_tokens=_MAX_ANSWER_TOKENS, temperature=temperature, seed=seed, stop=("\n\n",)
+    )
+    (answer,) = await model.generate([prompt], options)
+    return answer
+
+
+def _prompt(evidence: Evidence) -> tuple[Prompt, str]:
+    """The prompt, and its version."""
+    if isinstance(evidence, TokenPairEvidence):
+        passages = strongest_pairs(evidence.train + evidence.others)
+        return (
+            token_pairs_prompt(TOKEN_PAIRS_PROMPT, passages),
+            library.provenance(TOKEN_PAIRS_PROMPT),
+        )
+    sequences = evidence.train + evidence.others
+    largest = _largest(sequences.activations)
+    shown = [
+        ShownSequence.normalized(tokens[around], values[around], largest)
+        for tokens, values in zip(sequences.tokens, sequences.activations, strict=True)
+        if len(tokens)
+        for around in [_around_peak(values)]
+    ]
+    return tokens_prompt(TOKENS_PROMPT, shown), library.provenance(TOKENS_PROMPT)
+
+
+def strongest_pairs(pairs: LabeledTokenPairs) -> list[ShownPair]:
+    """The strongest pairs of each sequence as marked passages, strongest first."""
+    largest = _largest(pairs.activations)
+    found: list[tuple[float, str]] = []
+    for position, (tokens, values) in enumerate(zip(pairs.tokens, pairs.activations, strict=True)):
+        attending, attended = pairs.coordinates(position)
+        strength = np.where(np.isfinite(values), values, -np.inf)
+        for index in np.argsort(-strength, kind="stable")[:_PAIRS_A_SEQUENCE].tolist():
+            if not strength[index] > 0:
+                break
+            source, target = int(attending[index]), int(attended[index])
+            # Both tokens, and some text around them.
+            first = max(0, min(source, target) - _MOST_TOKENS // 4)
+            last = max(source, target) + _MOST_TOKENS // 8
+            if last - first > 4 * _MOST_TOKENS:
+                continue
+            text = marked_pair(tokens[first : last + 1], source - first, target - first)
+            found.append((float(strength[index]), text))
+    found.sort(key=lambda pair: -pair[0])
+    strengths = normalize_activations([strength for strength, _ in found], largest)
+    return [
+        ShownPair(text, value) for (_, text), value in zip(found, strengths.tolist(), strict=True)
+    ]
+
+
+def _around_peak(values: NDArray[np.float64]) -> slice:
+    """The part of a long sequence that holds its peak, three quarters of it before the peak."""
+    peak = int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))
+    first = max(0, min(peak - 3 * _MOST_TOKENS // 4, len(values) - _MOST_TOKENS))
+    return slice(first, first + _MOST_TOKENS)
+
+
+def _largest(activations: Sequence[NDArray[np.float64]]) -> float:
+    values = np.concatenate([np.zeros(0), *activations])
+    return float(values[np.isfinite(values)].max())
