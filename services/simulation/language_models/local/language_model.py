@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 DEFAULT_CACHE_MEGABYTES = 512
-DEFAULT_BATCH_TOKENS = 4096
+DEFAULT_BATCH_TOKENS = 2048
 
 
 class LocalLanguageModel:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.simulation.language_models.interface import GenerationOptions
-from services.simulation.language_models.local import attention, generation
+from services.simulation.language_models.local import activations, attention, generation
 from services.simulation.language_models.local.heads import ColumnHead
 from services.simulation.language_models.local.loading import LoadedModel, load_model, not_loaded
 from services.simulation.language_models.local.packing import PackedRows, batches
@@ -35,7 +35,7 @@ from shared.errors import FailedPrecondition, ResourceExhausted
 _log = structlog.get_logger(__name__)
 
 DEFAULT_CACHE_BYTES = 512 * 1024 * 1024
-DEFAULT_BATCH_TOKENS = 4096
+DEFAULT_BATCH_TOKENS = 2048
 _FULL_LOGITS_AT_ONCE = 64 * 1024 * 1024
 
 T = TypeVar("T")
@@ -98,6 +98,7 @@ class LocalModel:
         self._plain_attention = self._model.config._attn_implementation
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._head = ColumnHead.put_into(self._model)
+        activations.fuse(self._model)
         self._device = torch.device(self.loaded.device)
         self._attends = self._plain_attention
         self.windows: dict[int, int | None] = {}
