@@ -25,6 +25,7 @@ TAB_FOLDED = "the tab before the value is part of a longer token"
 NEWLINE_FOLDED = "a newline is part of a longer token"
 NO_LOGPROBS = "the server gave no log probabilities there"
 
+_LONGEST_FIRST_TOKEN = 256
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 
@@ -72,8 +73,9 @@ def read_hidden_values(
 def token_starts(prompt: str, tokens: Sequence[str]) -> list[int]:
     """Character at which each token begins; one left out at the front has no part in the prompt.
 
-    Servers put a token of their own before the prompt, or write parts of a character as
-    "bytes:\\x..", or drop the space in front of a word; all of these have one reading only.
+    Servers put a token of their own before the prompt, write parts of a character as "bytes:\\x.."
+    or as "\\ufffd", or drop the space in front of a word; where a line's tab and value are is plain
+    all the same.
 
     Raises:
         Unreadable: the tokens aren't this prompt's.
@@ -85,10 +87,19 @@ def token_starts(prompt: str, tokens: Sequence[str]) -> list[int]:
     raise Unreadable(OTHER_TEXT)
 
 
+def first_token(prompt: str, others: Sequence[str]) -> str:
+    """What the tokens leave of the prompt's beginning, where they add up to all that follows it."""
+    for length in range(min(len(prompt), _LONGEST_FIRST_TOKEN) + 1):
+        if _laid_along(prompt[length:], others) is not None:
+            return prompt[:length]
+    return ""
+
+
 def _laid_along(prompt: str, tokens: Sequence[str]) -> list[int] | None:
     starts: list[int] = []
     at = 0
     pending = b""
+    halves = False
     for token in tokens:
         starts.append(at)
         part = _bytes_of(token)
@@ -99,16 +110,39 @@ def _laid_along(prompt: str, tokens: Sequence[str]) -> list[int] | None:
             except UnicodeDecodeError:
                 continue
             pending = b""
+        elif _is_half(token) and not (token and prompt.startswith(token, at)):
+            halves = True
+            continue
         else:
             text = token
         if pending:
             return None
+        if halves:
+            at = _after_halves(prompt, at, text)
+            starts[-1] = at
+            halves = False
         if not prompt.startswith(text, at):
             if not prompt.startswith(" " + text, at):
                 return None
             at += 1
         at += len(text)
+    if halves:
+        at = _after_halves(prompt, at, None)
     return starts if at == len(prompt) and not pending else None
+
+
+def _is_half(token: str) -> bool:
+    """Whether a server shows a part of a character so: with a sign in its place, or not at all."""
+    return not token.strip("\ufffd")
+
+
+def _after_halves(prompt: str, at: int, text: str | None) -> int:
+    """Where halves of characters end: only what isn't ASCII can be made of them."""
+    while at < len(prompt) and not prompt[at].isascii():
+        if text is not None and prompt.startswith(text, at):
+            break
+        at += 1
+    return at
 
 
 def _bytes_of(token: str) -> bytes | None:

@@ -8,7 +8,7 @@ import msgspec
 
 from services.simulation.language_models.remote.failures import UnreadableAnswer
 from services.simulation.language_models.remote.server import Server
-from services.simulation.parsing.echoed_prompts import EchoedToken
+from services.simulation.parsing.echoed_prompts import EchoedToken, first_token
 from services.simulation.simulators.interface import SimulationCost
 
 
@@ -177,9 +177,8 @@ def prompt_tokens(
             text = top.decoded_token or ""
             listed[text] = max(value, listed.get(text, value))
         tokens.append(EchoedToken(next(iter(entry.values())).decoded_token or "", listed))
-    # Nothing is likely before the first token, so its text isn't there: it is what is left over.
-    rest = sum(len(token.text) for token in tokens)
-    return [EchoedToken(prompt[: max(0, len(prompt) - rest)], None), *tokens]
+    # Nothing is likely before the first token, so its text isn't there.
+    return [EchoedToken(first_token(prompt, [token.text for token in tokens]), None), *tokens]
 
 
 def _numbers(top: dict[str, float | None] | None) -> dict[str, float] | None:

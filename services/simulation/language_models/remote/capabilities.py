@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,16 +20,8 @@ _TEN = _TEXT.index("10")
 _ATTEMPTS = 2
 """Of questions that a server may not understand; that it is there is known by then."""
 
-_LOGPROBS = (20, 15, 5)
-"""Servers differ in how many likely tokens they tell; 20 of vLLM, 5 of OpenAI."""
-_ECHO_WAYS = (
-    EchoWay(20),
-    EchoWay(20, max_tokens=1),
-    EchoWay(5),
-    EchoWay(5, max_tokens=1),
-    EchoWay(20, max_tokens=1, prompt_logprobs=True),
-    EchoWay(5, max_tokens=1, prompt_logprobs=True),
-)
+_FEWER_LOGPROBS = (20, 15, 5)
+"""Servers differ in how many likely tokens they tell: up to 20 vLLM, 5 OpenAI."""
 _MESSAGES = (Message("user", 'Answer with the JSON object {"answer": 1} and nothing else.'),)
 _SCHEMA = {
     "type": "object",
@@ -68,14 +60,26 @@ class Capabilities:
         return tuple(said) or ("text only, without log probabilities",)
 
 
-async def completions_capabilities(api: CompletionsApi) -> Capabilities:
-    """What /completions of a server can do.
+def _counts(wanted: int) -> list[int]:
+    return [wanted, *(count for count in _FEWER_LOGPROBS if count < wanted)]
+
+
+def _echo_ways(wanted: int) -> Iterator[EchoWay]:
+    few = min(_FEWER_LOGPROBS)
+    for count in dict.fromkeys((wanted, min(wanted, 20), min(wanted, few))):
+        yield EchoWay(count)
+        yield EchoWay(count, max_tokens=1)
+        yield EchoWay(count, max_tokens=1, prompt_logprobs=True)
+
+
+async def completions_capabilities(api: CompletionsApi, wanted: int) -> Capabilities:
+    """What /completions of a server can do; `wanted` likely tokens a position are enough.
 
     Raises:
         NeuropilError: the server is not there, or refuses all.
     """
     logprobs = 0
-    for count in _LOGPROBS:
+    for count in _counts(wanted):
         try:
             top, _ = await api.next_token(_TEXT, count)
         except RequestRefused:
@@ -84,7 +88,7 @@ async def completions_capabilities(api: CompletionsApi) -> Capabilities:
         break
     # Fails with the right error where it refuses everything.
     counted = await api.tokens_of(_TEXT[:_TEN] + "5")
-    for way in _ECHO_WAYS:
+    for way in _echo_ways(wanted):
         found = await _unless_refused(api.echoed(_TEXT, way, max_attempts=_ATTEMPTS))
         if found is None:
             continue
@@ -104,8 +108,8 @@ async def completions_capabilities(api: CompletionsApi) -> Capabilities:
     return Capabilities(logprobs, None, splits_ten)
 
 
-async def chat_capabilities(api: ChatApi) -> Capabilities:
-    """What /chat/completions of a server can do.
+async def chat_capabilities(api: ChatApi, wanted: int) -> Capabilities:
+    """What /chat/completions of a server can do; as above.
 
     Raises:
         NeuropilError: the server is not there, or refuses all.
@@ -113,7 +117,7 @@ async def chat_capabilities(api: ChatApi) -> Capabilities:
     # Fails with the right error where it refuses everything.
     await api.generate(_MESSAGES, GenerationOptions(max_tokens=1), "none")
     logprobs = 0
-    for count in _LOGPROBS:
+    for count in _counts(wanted):
         found = await _unless_refused(api.next_token(_MESSAGES, count, max_attempts=_ATTEMPTS))
         if found is not None:
             logprobs = count if found[0] else 0

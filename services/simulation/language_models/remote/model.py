@@ -111,9 +111,11 @@ class RemoteLanguageModel:
                 raise self._failure
             try:
                 if self.api == "chat":
-                    self._found = await chat_capabilities(self.chat)
+                    self._found = await chat_capabilities(self.chat, self.server.logprobs)
                 else:
-                    self._found = await completions_capabilities(self.completions)
+                    self._found = await completions_capabilities(
+                        self.completions, self.server.logprobs
+                    )
             except NeuropilError as error:
                 self._failure, self._failed_at = error, time.monotonic()
                 raise

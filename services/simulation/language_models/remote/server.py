@@ -73,6 +73,8 @@ class Server:
     """Of one request; the caller's deadline holds as well."""
     max_attempts: int = 5
     """Times that a request is sent before it counts as failed."""
+    logprobs: int = 20
+    """Likely tokens asked for at each position, where the server tells so many."""
     max_answer_bytes: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
