@@ -109,9 +109,16 @@ class LanguageModelExplainer:
         found = _Answers(options, temperature)
         while not found.enough:
             seeds = found.next_seeds()
-            answers = await asyncio.gather(
-                *(_asked(language_model, prompt, temperature, seed) for seed in seeds)
-            )
+            asked = [
+                asyncio.ensure_future(_asked(language_model, prompt, temperature, seed))
+                for seed in seeds
+            ]
+            try:
+                answers = await asyncio.gather(*asked)
+            finally:
+                # Where one failed, nobody waits for the others.
+                for task in asked:
+                    task.cancel()
             for seed, answer in zip(seeds, answers, strict=True):
                 found.add(seed, answer)
         ranked = found.ranked()
