@@ -74,7 +74,7 @@ class PairTokenizer:
         """`definition` is the text of a `tokenizer.json`.
 
         Raises:
-            ValueError: its post-processor drops or repeats pieces.
+            ValueError: it has no piece for a plain letter, or its post-processor drops pieces.
             Exception: it is no such text, as the library says.
         """
         from tokenizers import Tokenizer
@@ -84,6 +84,7 @@ class PairTokenizer:
         bare = {**parsed, "post_processor": None, "truncation": None, "padding": None}
         self._tokenizer = Tokenizer.from_str(json.dumps(bare))
         self._tokenizer.encode_special_tokens = True
+        self._instead = _unknown_instead(parsed)
         self.template = _template(Tokenizer.from_str(definition))
 
     @property
@@ -93,7 +94,10 @@ class PairTokenizer:
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """The pieces of a text."""
-        return tuple(self._tokenizer.encode(readable(text), add_special_tokens=False).ids)
+        return self._plain(self._tokenizer.encode(readable(text), add_special_tokens=False).ids)
+
+    def _plain(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self._instead.get(number, number) for number in ids)
 
     def align(self, tokens: Sequence[str]) -> AlignedPieces:
         """The pieces of the tokens' text, and the piece that speaks for each token."""
@@ -112,7 +116,16 @@ class PairTokenizer:
         if len(numbers):
             reaches &= ends[np.maximum(last, 0)] > token_starts
             pieces[reaches] = numbers[last[reaches]]
-        return AlignedPieces(tuple(encoding.ids), pieces)
+        return AlignedPieces(self._plain(encoding.ids), pieces)
+
+
+def _unknown_instead(definition: dict[str, Any]) -> dict[int, int]:
+    """Special ids that a unigram model makes of plain text itself, and what stands for them."""
+    unknown = definition["model"].get("unk_id")
+    if unknown is None:
+        return {}
+    special = [token["id"] for token in definition.get("added_tokens") or [] if token["special"]]
+    return dict.fromkeys(special, unknown)
 
 
 def _template(tokenizer: Tokenizer) -> PairTemplate:
@@ -124,7 +137,7 @@ def _template(tokenizer: Tokenizer) -> PairTemplate:
     first = [number for number, text in enumerate(joined.sequence_ids) if text == 0]
     second = [number for number, text in enumerate(joined.sequence_ids) if text == 1]
     if not count or len(first) != count or len(second) != count:
-        raise ValueError("its post-processor drops or repeats pieces of a pair")
+        raise ValueError("it has no piece for the letter a, or drops pieces of a pair")
     cuts = (0, first[0], first[-1] + 1, second[0], second[-1] + 1, len(joined.ids))
     types = [int(joined.type_ids[start]) if start < end else 0 for start, end in pairwise(cuts)]
     return PairTemplate(

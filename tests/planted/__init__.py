@@ -1,0 +1,1 @@
+"""A transformer whose neurons' meaning is known exactly, and what follows from it."""
