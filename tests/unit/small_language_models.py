@@ -15,7 +15,7 @@ _TEXT = (
 
 def tokenizer() -> Any:
     """A byte-level BPE tokenizer of `VOCABULARY` ids at most, with marks of beginning and end."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE())
@@ -28,6 +28,9 @@ def tokenizer() -> Any:
         show_progress=False,
     )
     made.train_from_iterator([_TEXT], trainer)
+    made.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<|begin|>", eos_token="<|end|>"
     )

@@ -37,6 +37,11 @@ class ColumnHead(torch.nn.Module):
             raise AttributeError("weight")
         return self.head.weight
 
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The whole head's bias, for models that hold it elsewhere too."""
+        return None if self.head is None else self.head.bias
+
     @contextmanager
     def only(self, columns: NDArray[np.int64] | None) -> Iterator[None]:
         """Compute these columns alone, all of them for None."""

@@ -6,15 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
 from shared.errors import ConfigurationError, Unavailable
 
 _log = structlog.get_logger(__name__)
-
-DType = Literal["float32", "bfloat16", "float16"]
 
 _SAMPLED_BLOCKS = 256
 _BLOCK = 16 * 1024
@@ -66,12 +64,13 @@ def load_model(path: str, device: str = "auto", dtype: str = "float32") -> Loade
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise not_loaded(path, f"device {device} is configured, and torch sees no GPU")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise not_loaded(path, f"dtype {dtype!r} is none of float32, bfloat16, float16")
+    if dtype not in ("float32", "bfloat16"):
+        raise not_loaded(path, f"dtype {dtype!r} is neither float32 nor bfloat16")
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -85,6 +84,8 @@ def load_model(path: str, device: str = "auto", dtype: str = "float32") -> Loade
             trust_remote_code=False,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
+            # Otherwise an error of no further word; what is found here is refused below.
+            ignore_mismatched_sizes=True,
             # Scores that are capped exist in no fused kernel.
             **({"attn_implementation": "eager"} if _caps_scores(config) else {}),
         )
@@ -149,7 +150,7 @@ def _caps_scores(config: Any) -> bool:
 def _check_found(path: str, found: dict[str, Any]) -> None:
     """Weights that are missing or have another shape would be left at random."""
     for kind, word in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
-        names = sorted(str(name) for name in found.get(kind, ()))
+        names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in found.get(kind, ()))
         if names:
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise not_loaded(path, f"{len(names)} weights are {word}: {listed}")
