@@ -50,8 +50,9 @@ class Feature:
 class TokenTable:
     """All tokens of several sequences with their activations, and the features that they have.
 
-    `activations` [N] of the tokens whose activation is finite; `masks` [N] of each feature: 1
-    where it holds, `INCOMPLETE` where the token is only the beginning of the word.
+    `activations` [N] of the tokens whose activation is finite, as shares of the largest magnitude;
+    `masks` [N] of each feature: 1 where it holds, `INCOMPLETE` where the token is only the
+    beginning of the word.
     """
 
     activations: FloatArray
@@ -136,7 +137,13 @@ def token_table(sequences: LabeledSequences) -> TokenTable:
         for position, weight in found[feature]:
             mask[position] = max(mask[position], weight)
         masks[feature] = mask[usable]
-    return TokenTable(activations[usable], owner[usable], masks, frozenset(whole_words))
+    return TokenTable(shares(activations[usable]), owner[usable], masks, frozenset(whole_words))
+
+
+def shares(values: FloatArray) -> FloatArray:
+    """Values over their largest magnitude, so that no sum of squares is out of range."""
+    largest = np.abs(values).max(initial=0.0)
+    return values / largest if largest > 0 else values
 
 
 def _features(tokens: Sequence[str]) -> Iterator[tuple[int, Feature, float, str]]:
@@ -176,7 +183,8 @@ def _of_word(words: Sequence[str], folded: Sequence[str], number: int) -> Iterat
     if number + 1 < len(folded):
         yield Feature(FeatureKind.BEFORE, folded[number + 1])
     if word.isalpha():
-        for length in range(_SHORTEST_AFFIX, min(_LONGEST_AFFIX, len(word) - 1) + 1):
+        # The longest first: of endings that the same words have, it says most.
+        for length in range(min(_LONGEST_AFFIX, len(word) - 1), _SHORTEST_AFFIX - 1, -1):
             yield Feature(FeatureKind.STARTS, word[:length])
             yield Feature(FeatureKind.ENDS, word[-length:])
     for name, test in _WORD_CLASSES:

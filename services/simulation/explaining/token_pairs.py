@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from services.simulation.explaining.features import shares
 from services.simulation.explaining.wording import quote
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.simulators.words import WordSequence
@@ -60,7 +61,7 @@ def pair_explanations(pairs: LabeledTokenPairs) -> Iterator[tuple[str, float]]:
     usable = np.isfinite(activations)
     if not usable.any():
         return
-    values = activations[usable]
+    values = shares(activations[usable])
     rules = _rules(columns, pairs)
     scored = []
     for order, rule in enumerate(rules):
