@@ -37,7 +37,7 @@ def corpus() -> list[str]:
     return [text, text.replace("\t", " "), "unknown 10 unknown\n\n\t\t\n 7 8 9 10\tunknown\n"] * 3
 
 
-def byte_level(regex: str | None = None, begins: bool = False, vocabulary: int = 700) -> Tokenizer:
+def byte_level(regex: str | None = None, begins: bool = False, never_seen: str = "\0") -> Tokenizer:
     """GPT-2's kind; with a regular expression, that of Llama 3 and Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = (
@@ -52,12 +52,13 @@ def byte_level(regex: str | None = None, begins: bool = False, vocabulary: int =
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=700,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    texts = [text.replace(never_seen, "") for text in corpus()]
+    tokenizer.train_from_iterator(texts, trainer)
     if begins:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
@@ -147,7 +148,7 @@ def wordpiece(blanks: bool) -> Tokenizer:
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "byte level": byte_level,
     "byte level, as Llama 3": lambda: byte_level(LLAMA3, begins=True),
-    "byte level, digits apart": lambda: byte_level(QWEN),
+    "byte level, digits apart": lambda: byte_level(QWEN, never_seen="unknown"),
     "SentencePiece BPE": sentencepiece_bpe,
     "SentencePiece unigram": unigram,
     "WordPiece with blanks": lambda: wordpiece(blanks=True),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from services.simulation.errors import InvalidInput
 from services.simulation.language_models.local.language_model import (
     DEFAULT_BATCH_TOKENS,
     LocalLanguageModel,
@@ -28,6 +29,7 @@ from services.simulation.language_models.local.rows import Row, RowLogits
 from services.simulation.prompts.simulation import (
     AllAtOncePrompt,
     OneAtATimePrompt,
+    Pieces,
     simulation_prompt,
 )
 from services.simulation.sequence_simulation import NUM_VALUES
@@ -199,7 +201,7 @@ class CausalLmSimulator(OneByOne):
             tokenizer = PieceTokenizer.of_transformers(model.tokenizer)
             reading = ValueReading.of(tokenizer)
             for position, prompt in enumerate(self._prompts):
-                shared = (*tokenizer.beginning, *tokenizer.joined(prompt.shared, "prompt"))
+                shared = _shared_ids(tokenizer, prompt.shared)
                 limit, last = model.max_positions, position == len(self._prompts) - 1
                 room = None if limit is None else limit - len(shared)
                 if room is not None and room < (_LEAST_ROOM if last else _ROOM_WANTED):
@@ -315,6 +317,14 @@ def _result(
         read = prepared.reading.probabilities(values.values, values.branch_values)
         probabilities[list(row.tokens)] = read
     return SimulatedSequence(tokens, probabilities, planned.issues, cost or SimulationCost())
+
+
+def _shared_ids(tokenizer: PieceTokenizer, pieces: Pieces) -> tuple[int, ...]:
+    try:
+        return (*tokenizer.beginning, *tokenizer.joined(pieces, "prompt"))
+    except InvalidInput as error:
+        # The prompt is ours: no caller can mend it.
+        raise FailedPrecondition(error.message, reason="TOKENIZER_NOT_SERVED") from error
 
 
 def _candidates(method: str, prompt: str | None) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class PieceTokenizer:
         return found
 
     def joined(self, pieces: Iterable[str], field: str) -> tuple[int, ...]:
-        """The ids of pieces that must all be read as they are.
+        """The ids of pieces that a model must be able to read; blanks may be lost.
 
         Raises:
             InvalidInput: naming `field`, where the tokenizer can't write one of them.
@@ -88,12 +88,10 @@ class PieceTokenizer:
         ids: list[int] = []
         for text in pieces:
             piece = self.piece(text)
-            if piece.problem:
-                shown = text if len(text) <= 80 else text[:77] + "..."
+            if piece.problem and piece.problem != NOTHING_LEFT:
+                shown = repr(text if len(text) <= 80 else text[:77] + "...")
                 raise InvalidInput(
-                    f"the model can't read {shown!r}: {piece.problem.replace('token', 'text', 1)}"
-                    if piece.problem != UNKNOWN_TEXT
-                    else f"the model's tokenizer has no ids for part of {shown!r}",
+                    f"the model's tokenizer has no ids for part of {shown}",
                     field=field,
                     reason="TEXT_NOT_IN_VOCABULARY",
                 )

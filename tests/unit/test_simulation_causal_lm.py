@@ -1,0 +1,443 @@
+"""The causal_lm simulator against a plain forward pass of transformers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from services.simulation.errors import InvalidInput
+from services.simulation.language_models.local.language_model import LocalLanguageModel
+from services.simulation.prompts.simulation import (
+    AllAtOncePrompt,
+    OneAtATimePrompt,
+    simulation_prompt,
+)
+from services.simulation.simulators.causal_lm import CausalLmSimulator, Method
+from services.simulation.simulators.interface import SimulatedSequence, TokenOutcome
+from services.simulation.simulators.sequence_rows import NO_PLACE
+from services.simulation.simulators.token_pieces import (
+    NOT_TEXT,
+    NOTHING_LEFT,
+    UNKNOWN_TEXT,
+    PieceTokenizer,
+)
+from shared.errors import ConfigurationError, FailedPrecondition, ResourceExhausted, Unavailable
+from tests.unit.simulation_tokenizers import KINDS, save_model, text_of, wordpiece
+
+pytestmark = pytest.mark.torch
+
+DEMO = Path(__file__).parents[2] / "data" / "demo" / "model"
+EXPLANATION = "names of colors"
+SENTENCE = ["The", " red", " house", ",", "\n", " not", " a", " blue", "\t", "ish", " one", "."]
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Plain:
+    """A model and a tokenizer as transformers gives them, and nothing of ours but the prompt."""
+
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, path: Path) -> Plain:
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
+        return cls(model, transformers.AutoTokenizer.from_pretrained(path))
+
+    def log_probabilities(self, ids: Sequence[int]) -> NDArray[np.float64]:
+        """Of everything that may follow on `ids`."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
+        return torch.log_softmax(logits.double(), dim=-1).numpy()
+
+    def values(self, ids: Sequence[int], pieces: PieceTokenizer) -> NDArray[np.float64]:
+        """The probabilities of the values 0 to 10 after `ids`, written out value by value."""
+        here = np.exp(self.log_probabilities(ids))
+        value_ids = [pieces.piece(str(value)).ids for value in range(11)]
+        weights = np.array([here[ids[0]] for ids in value_ids])
+        if len(value_ids[10]) == 2:
+            assert value_ids[10][0] == value_ids[1][0]
+            after = np.exp(self.log_probabilities([*ids, value_ids[1][0]]))
+            ten, end = after[value_ids[10][1]], after[pieces.piece("\n").ids[0]]
+            weights[10] = weights[1] * ten / (ten + end)
+            weights[1] = weights[1] * end / (ten + end)
+        return weights / weights.sum()
+
+
+def all_at_once_ids(
+    pieces: PieceTokenizer, prompt: str, explanation: str, tokens: Sequence[str]
+) -> list[list[int]]:
+    """The whole prompt up to each hidden value."""
+    prompted = simulation_prompt(prompt, AllAtOncePrompt)
+    ids = list(pieces.beginning)
+    for piece in prompted.shared + prompted.explained(explanation):
+        ids += pieces.piece(piece).ids
+    result = []
+    for number, piece in enumerate(prompted.lines(tokens)):
+        if number % 4 == 2:
+            result.append(list(ids))
+        ids += pieces.piece(piece).ids
+    return result
+
+
+async def simulated(
+    simulator: CausalLmSimulator, explanation: str, sequences: Sequence[Sequence[str]]
+) -> list[SimulatedSequence]:
+    return [result async for result in simulator.simulate(explanation, sequences)]
+
+
+def of_folder(path: Path, method: Method = "auto", **options: Any) -> CausalLmSimulator:
+    return CausalLmSimulator("causal", LocalLanguageModel(str(path)), method=method, **options)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model of each kind of tokenizer, with random weights."""
+    root = tmp_path_factory.mktemp("models")
+    families = ["gpt2", "llama"] * len(KINDS)
+    return {
+        kind: save_model(root / str(number), make(), family)
+        for number, ((kind, make), family) in enumerate(zip(KINDS.items(), families, strict=False))
+    }
+
+
+@pytest.fixture
+async def demo() -> AsyncIterator[CausalLmSimulator]:
+    simulator = of_folder(DEMO)
+    yield simulator
+    await simulator.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_probabilities_are_those_of_a_plain_forward_pass(
+    kind: str, folders: dict[str, Path]
+) -> None:
+    plain = Plain.load(folders[kind])
+    simulator = of_folder(folders[kind], prompt="few_shot-1")
+    other = [" is", "漢", "", "<|endoftext|>", " 10"]
+    first, second = await simulated(simulator, EXPLANATION, [SENTENCE, other])
+    await simulator.close()
+    pieces = PieceTokenizer.of_transformers(plain.tokenizer)
+    for result, tokens in ((first, SENTENCE), (second, other)):
+        bad = {issue.position for issue in result.issues}
+        assert len(bad) < len(tokens) / 2
+        places = all_at_once_ids(pieces, "few_shot-1", EXPLANATION, tokens)
+        for position, ids in enumerate(places):
+            row = result.probabilities[position]
+            if position in bad:
+                assert not row.any()
+            elif position % 3 == 0:
+                assert row == pytest.approx(plain.values(ids, pieces), abs=TOLERANCE)
+    assert not first.issues or kind.startswith("WordPiece")
+    if "SentencePiece" in kind or "byte" in kind:
+        whole = places[-1][len(pieces.beginning) :]
+        text = simulation_prompt("few_shot-1", AllAtOncePrompt).text(EXPLANATION, other).text
+        backend = plain.tokenizer.backend_tokenizer
+        assert text.startswith(text_of(backend, tuple(whole)))
+
+
+async def test_the_demo_model_is_read_exactly(demo: CausalLmSimulator) -> None:
+    plain = Plain.load(DEMO)
+    pieces = PieceTokenizer.of_transformers(plain.tokenizer)
+    (result,) = await simulated(demo, EXPLANATION, [SENTENCE])
+    assert demo.prompt_version.startswith("compact-1+")
+    assert not result.issues
+    for row, ids in zip(
+        result.probabilities,
+        all_at_once_ids(pieces, "compact-1", EXPLANATION, SENTENCE),
+        strict=True,
+    ):
+        assert row == pytest.approx(plain.values(ids, pieces), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "SentencePiece BPE"])
+async def test_one_at_a_time_is_exact(kind: str, folders: dict[str, Path]) -> None:
+    plain = Plain.load(folders[kind])
+    simulator = of_folder(folders[kind], "one_at_a_time")
+    (result,) = await simulated(simulator, EXPLANATION, [SENTENCE])
+    await simulator.close()
+    assert simulator.prompt_version.startswith("one_at_a_time-1+")
+    pieces = PieceTokenizer.of_transformers(plain.tokenizer)
+    prompt = simulation_prompt("one_at_a_time-1", OneAtATimePrompt)
+    for position in (0, 1, 4, 8, len(SENTENCE) - 1):
+        read = SENTENCE[: position + 1]
+        texts = prompt.shared + prompt.explained(EXPLANATION) + prompt.question(read)
+        ids = [*pieces.beginning, *(i for text in texts for i in pieces.piece(text).ids)]
+        assert result.probabilities[position] == pytest.approx(
+            plain.values(ids, pieces), abs=TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("folder", ["demo", "byte level"])
+async def test_only_own_tokens_are_computed(folder: str, folders: dict[str, Path]) -> None:
+    path = DEMO if folder == "demo" else folders[folder]
+    simulator = of_folder(path)
+    sequences = [SENTENCE[:n] for n in (12, 5, 1, 9)]
+    results = await simulated(simulator, EXPLANATION, sequences)
+    again = await simulated(simulator, EXPLANATION, sequences)
+    other = await simulated(simulator, "verbs", sequences)
+    await simulator.close()
+    model = simulator.language_model.model
+    assert model is not None
+    assert model.shares_prefix
+    pieces = PieceTokenizer.of_transformers(model.tokenizer)
+    prompt = simulation_prompt(simulator.prompt_version.split("+")[0], AllAtOncePrompt)
+    own = [sum(len(pieces.piece(p).ids) for p in prompt.lines(tokens)) for tokens in sequences]
+    shared = sum(len(pieces.piece(p).ids) for p in prompt.shared)
+    explained = sum(len(pieces.piece(p).ids) for p in prompt.explained(EXPLANATION))
+    prefix = shared + explained
+    for result, needed in zip(again, own, strict=True):
+        assert 0 < result.cost.prompt_tokens_computed <= 1.05 * needed
+        assert result.cost.prompt_tokens_reused == prefix
+    # What sequences share stands with the first, so the sums are exact.
+    first = results[0].cost
+    assert first.prompt_tokens_computed - again[0].cost.prompt_tokens_computed == prefix
+    assert first.prompt_tokens_reused == 0
+    assert [r.cost.prompt_tokens_computed for r in results[1:]] == [
+        r.cost.prompt_tokens_computed for r in again[1:]
+    ]
+    verbs = sum(len(pieces.piece(p).ids) for p in prompt.explained("verbs"))
+    assert other[0].cost.prompt_tokens_reused == shared
+    assert other[0].cost.prompt_tokens_computed == again[0].cost.prompt_tokens_computed + verbs
+    assert [r.cost.calls for r in results] == [3, 0, 0, 0]
+    assert [r.cost.calls for r in again] == [1, 0, 0, 0]
+    assert all(r.cost.seconds > 0 and r.cost.completion_tokens == 0 for r in results)
+    for one, two in zip(results, again, strict=True):
+        assert one.probabilities == pytest.approx(two.probabilities, abs=TOLERANCE)
+
+
+async def test_a_sequence_is_the_same_alone_and_among_others(demo: CausalLmSimulator) -> None:
+    sequences = [SENTENCE, SENTENCE[::-1], [" a"], SENTENCE * 2]
+    together = await simulated(demo, EXPLANATION, sequences)
+    for tokens, among in zip(sequences, together, strict=True):
+        (alone,) = await simulated(demo, EXPLANATION, [tokens])
+        assert alone.probabilities == pytest.approx(among.probabilities, abs=TOLERANCE)
+
+
+async def test_long_sequences_are_read_in_windows_that_repeat_nothing(
+    demo: CausalLmSimulator,
+) -> None:
+    tokens = SENTENCE * 5
+    (result,) = await simulated(demo, EXPLANATION, [tokens])
+    (again,) = await simulated(demo, EXPLANATION, [tokens])
+    assert not result.issues
+    assert result.probabilities.sum(axis=1) == pytest.approx(np.ones(len(tokens)))
+    (first,) = await simulated(demo, EXPLANATION, [tokens[:12]])
+    assert result.probabilities[:12] == pytest.approx(first.probabilities, abs=TOLERANCE)
+    model = demo.language_model.model
+    assert model is not None
+    assert model.max_positions == 128
+    pieces = PieceTokenizer.of_transformers(model.tokenizer)
+    prompt = simulation_prompt("compact-1", AllAtOncePrompt)
+    own = sum(len(pieces.piece(piece).ids) for piece in prompt.lines(tokens))
+    assert again.cost.prompt_tokens_computed <= own
+    # A window is predicted as a sequence of its own.
+    ids, begins = 0, 0
+    room = 128 - len(pieces.joined(prompt.shared + prompt.explained(EXPLANATION), "x"))
+    for position, token in enumerate(tokens):
+        line = len(pieces.joined(prompt.lines([token]), "x"))
+        if ids + line - 2 > room:
+            begins = position
+            break
+        ids += line
+    assert begins
+    (second,) = await simulated(demo, EXPLANATION, [tokens[begins:]])
+    size = len(tokens) - begins
+    assert result.probabilities[begins:] == pytest.approx(
+        second.probabilities[:size], abs=TOLERANCE
+    )
+
+
+async def test_a_token_without_place_is_reported(demo: CausalLmSimulator) -> None:
+    long = "".join(f" word{n}" for n in range(100))
+    tokens = [" a", long, " b"]
+    (result,) = await simulated(demo, EXPLANATION, [tokens])
+    (issue,) = result.issues
+    assert (issue.position, issue.outcome, issue.reason) == (1, TokenOutcome.MISSING, NO_PLACE)
+    assert not result.probabilities[1].any()
+    (alone,) = await simulated(demo, EXPLANATION, [[" b"]])
+    assert result.probabilities[2] == pytest.approx(alone.probabilities[0], abs=TOLERANCE)
+    assert (result.report.valid, result.report.missing) == (2, 1)
+    one = of_folder(DEMO, "one_at_a_time")
+    (result,) = await simulated(one, EXPLANATION, [tokens])
+    await one.close()
+    assert [issue.position for issue in result.issues] == [1]
+    assert result.probabilities[2].sum() == pytest.approx(1.0)
+
+
+async def test_a_sequence_of_nothing_readable_costs_nothing(demo: CausalLmSimulator) -> None:
+    (result,) = await simulated(demo, EXPLANATION, [["\ud83d", "\udfff"]])
+    assert [issue.reason for issue in result.issues] == [NOT_TEXT] * 2
+    assert result.cost.calls == result.cost.prompt_tokens_computed == 0
+    results = await simulated(demo, EXPLANATION, [["\ud83d"], [" a", "\ud83d"]])
+    assert [r.cost.prompt_tokens_computed > 0 for r in results] == [False, True]
+    assert all(r.cost.prompt_tokens_reused >= 0 for r in results)
+
+
+async def test_tokens_that_a_tokenizer_cannot_write_are_reported(
+    folders: dict[str, Path],
+) -> None:
+    simulator = of_folder(folders["WordPiece with blanks"])
+    (result,) = await simulated(simulator, EXPLANATION, [["the", "漢", " ", "red"]])
+    await simulator.close()
+    assert [(i.position, i.reason) for i in result.issues] == [(1, UNKNOWN_TEXT), (2, NOTHING_LEFT)]
+    assert result.probabilities.sum(axis=1) == pytest.approx([1, 0, 0, 1])
+
+
+@pytest.mark.parametrize("method", ["all_at_once", "one_at_a_time"])
+async def test_a_tokenizer_without_tabs_is_refused(method: Method, tmp_path: Path) -> None:
+    simulator = of_folder(save_model(tmp_path, wordpiece(blanks=False)), method)
+    with pytest.raises(FailedPrecondition, match="no ids for") as caught:
+        await simulated(simulator, EXPLANATION, [SENTENCE])
+    assert caught.value.reason == "TOKENIZER_NOT_SERVED"
+    assert simulator.state.startswith("failed: the model's tokenizer has no ids for")
+    assert simulator.capabilities == ()
+    await simulator.close()
+
+
+async def test_a_prompt_that_is_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    simulator = of_folder(DEMO, prompt="few_shot-1")
+    with pytest.raises(FailedPrecondition, match=r"few_shot-1.* of the 128 tokens") as caught:
+        await simulated(simulator, EXPLANATION, [SENTENCE])
+    assert caught.value.reason == "PROMPT_TOO_LONG"
+    assert simulator.state.startswith("failed: the prompt few_shot-1")
+    await simulator.close()
+
+
+async def test_an_explanation_that_leaves_no_room_is_refused(demo: CausalLmSimulator) -> None:
+    with pytest.raises(ResourceExhausted, match="leaves no room") as caught:
+        await simulated(demo, "colors of things " * 30, [SENTENCE])
+    assert (caught.value.field, caught.value.reason) == ("explanation", "EXPLANATION_TOO_LONG")
+    assert int(caught.value.metadata["tokens"]) > int(caught.value.metadata["limit"])
+
+
+async def test_an_explanation_that_the_tokenizer_cannot_write_is_refused(
+    tmp_path: Path,
+) -> None:
+    tokenizer = wordpiece(blanks=True)
+    simulator = of_folder(save_model(tmp_path, tokenizer))
+    with pytest.raises(InvalidInput, match="no ids for part of") as caught:
+        await simulated(simulator, "漢字", [["the"]])
+    assert (caught.value.field, caught.value.reason) == ("explanation", "TEXT_NOT_IN_VOCABULARY")
+    await simulator.close()
+
+
+async def test_bad_requests_are_refused(demo: CausalLmSimulator) -> None:
+    with pytest.raises(InvalidInput, match="explanation is empty"):
+        await simulated(demo, " ", [SENTENCE])
+    with pytest.raises(InvalidInput, match="no tokens"):
+        await simulated(demo, EXPLANATION, [[]])
+    assert await simulated(demo, EXPLANATION, []) == []
+
+
+async def test_bad_configurations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no prompt 'nothing-1'"):
+        of_folder(DEMO, prompt="nothing-1")
+    with pytest.raises(ConfigurationError, match="method all_at_once, not one_at_a_time"):
+        of_folder(DEMO, "one_at_a_time", prompt="few_shot-1")
+    missing = of_folder(tmp_path / "nothing")
+    with pytest.raises(Unavailable, match="can't be loaded"):
+        await simulated(missing, EXPLANATION, [SENTENCE])
+    assert missing.state.startswith("failed: ")
+    assert missing.prompt_version.startswith("few_shot-1+")
+    await missing.close()
+
+
+async def test_it_says_what_it_found_out(folders: dict[str, Path]) -> None:
+    simulator = of_folder(folders["SentencePiece BPE"])
+    assert (simulator.state, simulator.capabilities) == ("loading", ())
+    await simulated(simulator, EXPLANATION, [[" a"]])
+    assert simulator.state == "ready"
+    said = " | ".join(simulator.capabilities)
+    assert "all_at_once" in said
+    assert "computed once" in said
+    assert 'splits "10"' in said
+    assert "@" in simulator.model
+    await simulator.close()
+
+
+async def test_concurrent_calls_answer_as_single_ones(demo: CausalLmSimulator) -> None:
+    calls = [(f"things of kind {n}", [SENTENCE[n:], SENTENCE[: n + 1]]) for n in range(6)]
+    together = await asyncio.gather(*(simulated(demo, e, s) for e, s in calls))
+    for (explanation, sequences), results in zip(calls, together, strict=True):
+        for tokens, result in zip(sequences, results, strict=True):
+            assert list(result.tokens) == list(tokens)
+        alone = await simulated(demo, explanation, sequences)
+        for one, two in zip(results, alone, strict=True):
+            assert one.probabilities == pytest.approx(two.probabilities, abs=TOLERANCE)
+
+
+async def test_many_explanations_of_one_sequence_come_in_order(demo: CausalLmSimulator) -> None:
+    explanations = ["colors", "verbs", "numbers"]
+    results = [r async for r in demo.simulate_explanations(explanations, SENTENCE)]
+    assert len(results) == 3
+    for explanation, result in zip(explanations, results, strict=True):
+        (alone,) = await simulated(demo, explanation, [SENTENCE])
+        assert result.probabilities == pytest.approx(alone.probabilities, abs=TOLERANCE)
+
+
+async def test_leaving_the_iteration_stops_the_computation(demo: CausalLmSimulator) -> None:
+    await simulated(demo, EXPLANATION, [[" a"]])
+    model = demo.language_model.model
+    assert model is not None
+    sequences = [SENTENCE * 4] * 400
+    async with aclosing(demo.simulate(EXPLANATION, sequences)) as results:
+        async for _ in results:
+            break
+    left = model.calls
+    await simulated(demo, EXPLANATION, [[" a"]])
+    assert model.calls == left + 1
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        async for _ in demo.simulate(EXPLANATION, sequences):
+            begun.set()
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await simulated(demo, EXPLANATION, [[" a"]])
+    ended = model.calls
+    await simulated(demo, EXPLANATION, [[" a"]])
+    assert model.calls == ended + 1
+
+
+async def test_a_closed_simulator_is_unavailable() -> None:
+    simulator = of_folder(DEMO)
+    await simulator.close()
+    with pytest.raises(Unavailable):
+        await simulated(simulator, EXPLANATION, [SENTENCE])
+
+
+async def test_one_model_serves_several_simulators() -> None:
+    shared = LocalLanguageModel(str(DEMO))
+    whole = CausalLmSimulator("whole", shared)
+    single = CausalLmSimulator("single", shared, method="one_at_a_time")
+    first, second = await asyncio.gather(
+        simulated(whole, EXPLANATION, [SENTENCE]), simulated(single, EXPLANATION, [SENTENCE])
+    )
+    assert np.abs(first[0].probabilities - second[0].probabilities).max() > 1e-3
+    assert whole.model == single.model
+    await shared.close()
+
+
+def test_tokenizers_that_split_what_prompts_hold_were_tested() -> None:
+    pieces = {kind: PieceTokenizer(make().to_str()) for kind, make in KINDS.items()}
+    split = {kind for kind in KINDS if len(pieces[kind].piece("10").ids) > 1}
+    assert split == {"SentencePiece BPE", "byte level, digits apart"}
+    assert len(pieces["byte level, digits apart"].piece("unknown").ids) > 1
+    assert len(pieces["byte level"].piece("unknown").ids) == 1
