@@ -20,22 +20,33 @@ from services.simulation.calibration.calibrated_simulator import (
     UncalibratedNeuronSimulator,
 )
 from services.simulation.calibration.calibrations import LinearCalibration
+from services.simulation.language_models.interface import Choice
 from services.simulation.normalized_activations import (
     max_activation,
     non_zero_proportion,
     normalize_activations,
     normalize_activations_symmetric,
 )
+from services.simulation.parsing.choice_logprobs import choice_probabilities
+from services.simulation.prompts.judging import CHOICES
 from services.simulation.scores.simulation_scores import (
     Score,
     UndefinedReason,
     score,
     score_sequences,
 )
+from services.simulation.scoring.attention_pairs import (
+    PredictedPair,
+    prediction,
+    roc_auc,
+    select_pairs,
+)
+from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.sequence_simulation import SequenceSimulation
 from shared.formats.records import ActivationRecord, interleaved_split
 from shared.formats.simulations import ActivationScale
 from shared.formats.simulations import SequenceSimulation as FileSequenceSimulation
+from shared.formats.token_pairs import attended_cap
 
 pytestmark = pytest.mark.golden
 
@@ -256,7 +267,7 @@ def test_helpers(release: dict[str, Any]) -> None:
     for case in release["helpers"]:
         function = case["fn"]
         if function.startswith("format_"):
-            continue  # prompt texts belong to the simulators that send prompts
+            continue  # how records are written in prompts: test_simulation_prompts_golden.py
         checked += 1
         if function == "normalize_activations":
             ours = normalize_activations(case["activations"], case["max_activation"])
@@ -287,3 +298,54 @@ def test_helpers(release: dict[str, Any]) -> None:
 def chosen(top: list[str], random: list[str], index: int, count: int | None) -> list[str]:
     result = interleaved_split(top, index, 4, count)
     return result + interleaved_split(random, index - 1, 3, count) if index else result
+
+
+def test_attention_scoring(golden: Path) -> None:
+    """Of the reference alone: the older release scores no heads."""
+    packed = (golden / "simulation" / RELEASES["reference"]).read_bytes()
+    cases = json.loads(gzip.decompress(packed))["attention_scoring"]
+    assert len(cases) == 8
+    for case in cases:
+        labeled = token_pairs(case["records"])
+        pairs = select_pairs(
+            labeled,
+            case["num_activations_for_scoring"],
+            case["low_activation_threshold"],
+            case["python_random_seed"],
+        )
+        theirs = case["result"]["attention_simulations"]
+        assert len(pairs) == len(theirs) == len(case["responses_top_logprobs"])
+        predicted = []
+        for pair, stored, response in zip(
+            pairs, theirs, case["responses_top_logprobs"], strict=True
+        ):
+            assert list(labeled.tokens[pair.sequence]) == stored["tokens"]
+            assert [pair.attending, pair.attended] == stored["token_pair_coords"]
+            assert pair.label == bool(stored["token_pair_label"])
+            logprobs = {item["token"]: item["logprob"] for item in response}
+            value, issue = prediction(Choice(choice_probabilities(logprobs, CHOICES)))
+            assert not issue
+            assert value == pytest.approx(stored["simulation_prediction"], abs=TOLERANCE)
+            predicted.append(PredictedPair(pair, value))
+        # The reference answers NaN where all pairs have one label; ours is absent, with the reason.
+        score_of_all = roc_auc(predicted, case["python_random_seed"])
+        if case["case"] == "no_low":
+            assert math.isnan(number(case["result"]["roc_auc_score"]))
+            assert score_of_all == Score(None, UndefinedReason.UNDEFINED_SINGLE_CLASS)
+        else:
+            assert score_of_all.value == pytest.approx(
+                case["result"]["roc_auc_score"], abs=TOLERANCE
+            )
+
+
+def token_pairs(records: list[dict[str, Any]]) -> LabeledTokenPairs:
+    activations = [np.asarray(numbers(record["activations"])) for record in records]
+    caps = [
+        attended_cap(len(record["tokens"]), len(values))
+        for record, values in zip(records, activations, strict=True)
+    ]
+    return LabeledTokenPairs(
+        tuple(tuple(record["tokens"]) for record in records),
+        tuple(activations),
+        tuple(cap for cap in caps if cap is not None),
+    )

@@ -107,3 +107,11 @@ class TokenPairSplit:
         """Interleaved as in `ScoringSplit.from_record`."""
         scored = top.take(interleaved_split(range(len(top)), 2, 4))
         return cls(scored + random.take(interleaved_split(range(len(random)), 1, 3)), dataset)
+
+    def limited(self, max_sequences: int) -> TokenPairSplit:
+        """At most so many sequences, evenly spread over all; 0 means all."""
+        count = len(self.scored)
+        if not 0 < max_sequences < count:
+            return self
+        positions = [(2 * i + 1) * count // (2 * max_sequences) for i in range(max_sequences)]
+        return TokenPairSplit(self.scored.take(positions), self.dataset)
