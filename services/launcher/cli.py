@@ -120,6 +120,102 @@ def demo(
     raise typer.Exit(asyncio.run(run_demo(config, out)))
 
 
+@app.command()
+def score(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="YAML, JSON, JSONL or CSV with layer, component and explanation a row, and, where"
+            " the options don't say them, derived_scalar_type and dataset."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(help="Dataset of records; without FILE, its explanations are scored."),
+    ] = "",
+    layer: Annotated[
+        list[int] | None, typer.Option(min=0, help="Layer of it, as often as there are; all.")
+    ] = None,
+    derived_scalar_type: Annotated[str, typer.Option(help="Of the components.")] = "mlp_post_act",
+    limit: Annotated[int, typer.Option(min=0, help="Most components; 0: all.")] = 0,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Let an explainer propose explanations first.")
+    ] = False,
+    explainer: Annotated[str, typer.Option(help="Default: the deployment's.")] = "",
+    count: Annotated[int, typer.Option(min=1, max=100, help="Proposals a component.")] = 1,
+    simulator: Annotated[str, typer.Option(help="Default: the deployment's.")] = "",
+    calibration: Annotated[
+        str | None, typer.Option(help="none, linear, percentile or isotonic.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="simulation, detection, fuzzing or attention_pairs.")
+    ] = None,
+    max_sequences: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Most sequences to score; 0: all.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 0,
+    budget_tokens: Annotated[
+        int, typer.Option(min=0, help="Most tokens of all runs of the key; 0: no limit.")
+    ] = 0,
+    budget_calls: Annotated[
+        int, typer.Option(min=0, help="Most calls of all runs of the key; 0: no limit.")
+    ] = 0,
+    concurrency: Annotated[
+        int, typer.Option(min=0, max=256, help="Explanations at the same time; 0: 4.")
+    ] = 0,
+    key: Annotated[
+        str, typer.Option(help="Of the run that is gone on with; default: made of the input.")
+    ] = "",
+    put_to: Annotated[str, typer.Option(help="Explanation dataset to store scores in.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("scores"),
+    config: Annotated[
+        Path, typer.Option(help="The deployment's YAML file; default: the demo's.")
+    ] = DEMO_DEPLOYMENT,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a simulation service that runs; default: services are started."),
+    ] = None,
+    records_address: Annotated[
+        str | None,
+        typer.Option(help="Of its record service; default: services.records of the deployment."),
+    ] = None,
+) -> None:
+    """Score many explanations, and go on where an earlier run of the same command stopped.
+
+    Writes scores.csv, scores.json and scores.png. The exit code is 1 where an explanation could not
+    be scored or stored.
+    """
+    with _needing_all("score"):
+        from services.launcher.scoring.command import Target, run_score
+        from services.launcher.scoring.options import checked_how, checked_source
+
+    source = checked_source(
+        file,
+        dataset=dataset,
+        layers=layer or [],
+        derived_scalar_type=derived_scalar_type,
+        limit=limit,
+        propose=propose,
+        explainer=explainer,
+        count=count,
+        seed=seed,
+    )
+    how = checked_how(
+        simulator=simulator,
+        calibration=calibration,
+        method=method,
+        max_sequences=max_sequences,
+        seed=seed,
+        budget_tokens=budget_tokens,
+        budget_calls=budget_calls,
+        concurrency=concurrency,
+        put_to=put_to,
+        key=key,
+    )
+    target = Target(config, address, records_address)
+    raise typer.Exit(asyncio.run(run_score(target, source, how, out)))
+
+
 @app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

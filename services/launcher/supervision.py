@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from services.launcher.processes import Child, ChildCommand, ChildFailed
 
@@ -13,6 +13,8 @@ DRAIN_SECONDS = 35.0
 """How long a child may take to end; a server lets its running calls go on for 30 seconds."""
 ABORT_SECONDS = 3.0
 """How long a child may take to end where the deployment did not start: there are no calls."""
+
+_Result = TypeVar("_Result")
 
 
 class Supervisor:
@@ -111,6 +113,26 @@ async def supervised(
         yield supervisor
     finally:
         await supervisor.drain()
+
+
+async def unless_a_service_ends(
+    supervisor: Supervisor, work: Coroutine[Any, Any, _Result]
+) -> _Result:
+    """What the work gives.
+
+    Raises:
+        ChildFailed: if a child ends before.
+    """
+    job = asyncio.create_task(work)
+    ended = asyncio.create_task(supervisor.failure())
+    try:
+        await asyncio.wait({job, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            raise ended.result()
+        return job.result()
+    finally:
+        job.cancel()
+        ended.cancel()
 
 
 async def _unless_ended(child: Child, work: Awaitable[None]) -> None:

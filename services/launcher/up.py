@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,18 +45,24 @@ class RunningDeployment:
 
     supervisor: Supervisor
     url: str
-    """Of the gateway."""
+    """Of the gateway; empty where it was not asked for."""
     addresses: dict[str, str]
     """Of the gRPC services and of the embedded cache, by name."""
 
 
 @asynccontextmanager
 async def running_deployment(
-    config: Path, listening: Listening, *, log: int | None = None
+    config: Path,
+    listening: Listening,
+    *,
+    log: int | None = None,
+    only: Collection[str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[RunningDeployment]:
-    """Start everything, wait until it answers, and end it after the block.
+    """Start everything, or `only` some services, wait until it answers, and end it after the block.
 
-    `log` is the file descriptor for the services' logs, by default standard error.
+    `log` is the file descriptor for the services' logs, by default standard error. `settings` are
+    environment variables that the services get besides their addresses.
 
     Raises:
         ConfigurationError: if the configuration or a port can't be used.
@@ -65,12 +71,12 @@ async def running_deployment(
     deployment = load_deployment(config)
     check_host(listening.host)
     check_reachable(listening.host)
-    ports = _reserve(deployment, listening)
+    ports = _reserve(deployment, listening, only)
     addresses = {
         name: f"{listening.host}:{port}" for name, port in ports.items() if name != "gateway"
     }
-    url = f"http://{listening.host}:{ports['gateway']}"
-    variables = {
+    url = f"http://{listening.host}:{ports['gateway']}" if "gateway" in ports else ""
+    variables = dict(settings or {}) | {
         f"{ENV_PREFIX}SERVICES__{name.upper()}": address for name, address in addresses.items()
     }
 
@@ -172,7 +178,9 @@ def _announce(running: RunningDeployment) -> None:
         raise LauncherFailure(f"standard output takes nothing: {error.strerror}") from error
 
 
-def _reserve(deployment: Deployment, listening: Listening) -> dict[str, int]:
+def _reserve(
+    deployment: Deployment, listening: Listening, only: Collection[str] | None
+) -> dict[str, int]:
     given = {
         "records": listening.records_port,
         "scalars": listening.scalars_port,
@@ -182,6 +190,8 @@ def _reserve(deployment: Deployment, listening: Listening) -> dict[str, int]:
         del given["scalars"]
     wanted = {name: _port(deployment, name, port) for name, port in given.items()}
     wanted["gateway"] = ("--http-port", listening.http_port)
+    if only is not None:
+        wanted = {name: source for name, source in wanted.items() if name in only}
     reserved = reserve_ports(listening.host, dict(wanted.values()))
     return {name: reserved[source] for name, (source, _) in wanted.items()}
 

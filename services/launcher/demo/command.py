@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -21,11 +17,12 @@ from rich.progress import (
 )
 
 import neuropil
+from services.launcher.child_logs import kept_log
 from services.launcher.demo.job import DemoResult, do_main_job
 from services.launcher.demo.report import check_folder, write_report
 from services.launcher.demo.table import summary
 from services.launcher.failure import LauncherFailure
-from services.launcher.processes import ChildFailed
+from services.launcher.supervision import unless_a_service_ends
 from services.launcher.up import (
     Listening,
     RunningDeployment,
@@ -40,8 +37,6 @@ FREE_PORTS = Listening(http_port=0, records_port=0, scalars_port=0, simulation_p
 CALL_SECONDS = 300.0
 """A first call may wait for the simulator's model, on a machine that does much else."""
 
-_LOG_BYTES = 8_000
-
 
 async def run_demo(config: Path, out: Path) -> int:
     """Run the demo on a deployment with a model and explained neurons; give the exit code.
@@ -53,12 +48,9 @@ async def run_demo(config: Path, out: Path) -> int:
     check_folder(out)
     if load_deployment(config).model is None:
         raise ConfigurationError("model", "is missing; the demo derives scalars from a model")
-    with _log() as log:
+    with kept_log() as log:
         try:
-            number = await until_signal(_demo(config, out, Console(), log.fileno()))
-        except ChildFailed:
-            sys.stderr.write(_end_of(log.fileno()))
-            raise
+            number = await until_signal(_demo(config, out, Console(), log))
         except (neuropil.NeuropilError, NotFound) as error:
             raise LauncherFailure(str(error)) from error
     if number is not None:
@@ -108,26 +100,6 @@ async def _unless_a_service_ends(
         simulation=running.addresses["simulation"],
         timeout=CALL_SECONDS,
     ) as client:
-        job = asyncio.create_task(asyncio.to_thread(do_main_job, client, step))
-        ended = asyncio.create_task(running.supervisor.failure())
-        try:
-            await asyncio.wait({job, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                raise ended.result()
-            return job.result()
-        finally:
-            job.cancel()
-            ended.cancel()
-
-
-def _log() -> IO[bytes]:
-    # In memory where the system has that: nothing is left on a disk, and a full one is no matter.
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("neuropil-demo-log"), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
-
-
-def _end_of(log: int) -> str:
-    size = os.fstat(log).st_size
-    text = os.pread(log, _LOG_BYTES, max(0, size - _LOG_BYTES)).decode("utf-8", "replace")
-    return text[text.find("\n") + 1 :] if size > _LOG_BYTES else text
+        return await unless_a_service_ends(
+            running.supervisor, asyncio.to_thread(do_main_job, client, step)
+        )

@@ -1,0 +1,1 @@
+"""The command `neuropil score`: many explanations scored in one run that can be gone on with."""

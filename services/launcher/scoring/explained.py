@@ -1,0 +1,263 @@
+"""The components and explanations that are scored: from a file, a dataset, or an explainer."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+import neuropil
+from neuropil.names import DERIVED_SCALAR_TYPES
+from shared.errors import ConfigurationError
+
+COLUMNS = ("derived_scalar_type", "layer", "component", "dataset", "explanation")
+_SUFFIXES = ".yaml, .yml, .json, .jsonl or .csv"
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
+_Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**31)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    explanation: str
+    layer: _Index
+    component: _Index
+    derived_scalar_type: str = ""
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A component with an explanation of it."""
+
+    derived_scalar_type: str
+    layer: int
+    component: int
+    dataset: str
+    """Of records."""
+    explanation: str
+
+    @property
+    def name(self) -> str:
+        """As the table has it."""
+        return f"{self.derived_scalar_type} {self.layer}:{self.component}"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the command line says for rows that don't say it themselves."""
+
+    derived_scalar_type: str
+    dataset: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Components of a dataset."""
+
+    dataset: str
+    derived_scalar_type: str
+    layers: tuple[int, ...]
+    """None named means all."""
+    limit: int
+    """Most components; 0 means all."""
+
+
+@dataclass(frozen=True)
+class Proposing:
+    """How explanations are proposed."""
+
+    explainer: str
+    count: int
+    seed: int
+
+
+Tell = Callable[[int, int], None]
+"""Called with how many components were looked at, and how many there are."""
+
+
+def read_file(path: Path, defaults: Defaults) -> list[Explained]:
+    """The rows of a YAML, JSON, JSONL or CSV file.
+
+    Raises:
+        ConfigurationError: naming the row and the column that can't be used.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError("", f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError("", f"{path} is not UTF-8: {error.reason}") from error
+    rows = [_explained(path, place, row, defaults) for place, row in _rows(path, text)]
+    if not rows:
+        raise ConfigurationError("", f"{path} has no explanations")
+    return rows
+
+
+def from_dataset(client: neuropil.Client, selection: Selection, tell: Tell) -> list[Explained]:
+    """The explanations that a dataset has of its components, each text of a component once.
+
+    Raises:
+        neuropil.NeuropilError: if they can't be read.
+    """
+    components = list(_components(client, selection))
+    found: dict[Explained, None] = {}
+    scalar = selection.derived_scalar_type
+    for done, (layer, index) in enumerate(components):
+        tell(done, len(components))
+        for each in client.records.explanations(scalar, layer, index, dataset=selection.dataset):
+            explained = Explained(scalar, layer, index, selection.dataset, each.text)
+            found.setdefault(explained)
+    tell(len(components), len(components))
+    return list(found)
+
+
+def proposed(
+    client: neuropil.Client, selection: Selection, how: Proposing, kept: Path, tell: Tell
+) -> tuple[list[Explained], list[str]]:
+    """Explanations that an explainer proposes, and a sentence for each component without any.
+
+    Each component's are kept in a folder as soon as they are there: who begins again asks the
+    explainer for none of them twice.
+
+    Raises:
+        neuropil.NeuropilError: if the explainer or the records can't be asked.
+        OSError: if they can't be kept.
+    """
+    components = list(_components(client, selection))
+    identity = json.dumps([vars(selection), vars(how)], sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    path = kept / f"proposed-{name}.jsonl"
+    known = _kept(path)
+    failures: list[str] = []
+    found: list[Explained] = []
+    scalar = selection.derived_scalar_type
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for done, (layer, index) in enumerate(components):
+            tell(done, len(components))
+            texts = known.get((layer, index))
+            if texts is None:
+                try:
+                    proposals = client.simulation.propose(
+                        scalar,
+                        layer,
+                        index,
+                        selection.dataset,
+                        explainer=how.explainer,
+                        count=how.count,
+                        seed=how.seed,
+                    )
+                except neuropil.NeuropilError as error:
+                    if error.code not in {"NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION"}:
+                        raise
+                    failures.append(f"{scalar} {layer}:{index}: {error.message}")
+                    continue
+                texts = [each.explanation for each in proposals.explanations]
+                line = {"layer": layer, "component": index, "explanations": texts}
+                # A line that a crash cut off must not take the next one with it.
+                file.write(f"\n{json.dumps(line, ensure_ascii=False)}\n")
+                file.flush()
+            found += [Explained(scalar, layer, index, selection.dataset, text) for text in texts]
+    tell(len(components), len(components))
+    return found, failures
+
+
+def _kept(path: Path) -> dict[tuple[int, int], list[str]]:
+    known: dict[tuple[int, int], list[str]] = {}
+    if not path.exists():
+        return known
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            known[row["layer"], row["component"]] = [str(text) for text in row["explanations"]]
+        except (ValueError, KeyError, TypeError):
+            # Cut off by a crash: that component is asked for again.
+            continue
+    return known
+
+
+def _components(client: neuropil.Client, selection: Selection) -> Iterator[tuple[int, int]]:
+    count = 0
+    layers: Iterable[int] = selection.layers or client.records.layers(
+        selection.dataset, selection.derived_scalar_type
+    )
+    for layer in list(layers):
+        for index in client.records.components(
+            selection.dataset, selection.derived_scalar_type, layer
+        ):
+            if selection.limit and count >= selection.limit:
+                return
+            count += 1
+            yield layer, index
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Each row with the words for its place."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".jsonl":
+            for number, line in enumerate(text.splitlines(), 1):
+                if line.strip():
+                    yield f"line {number}", json.loads(line)
+        elif suffix == ".csv":
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            for row in reader:
+                if None in row:
+                    raise ConfigurationError(
+                        "", f"{path}, line {reader.line_num}: more cells than columns"
+                    )
+                # An empty cell of a column that may be left out is one that was left out.
+                given = {column: cell for column, cell in row.items() if cell not in (None, "")}
+                yield f"line {reader.line_num}", given
+        elif suffix in (".yaml", ".yml", ".json"):
+            content = yaml.safe_load(text) if suffix != ".json" else json.loads(text)
+            if not isinstance(content, list):
+                raise ConfigurationError("", f"{path} must hold a list of explanations")
+            for number, row in enumerate(content, 1):
+                yield f"entry {number}", row
+        else:
+            raise ConfigurationError("", f"{path} must end in {_SUFFIXES}")
+    except (csv.Error, yaml.YAMLError, ValueError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigurationError("", f"{path} can't be read: {words}") from error
+
+
+def _explained(path: Path, place: str, row: Any, defaults: Defaults) -> Explained:
+    try:
+        read = _Row.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        column = ".".join(str(part) for part in first["loc"]) or "it"
+        words = {"missing": "is missing", "extra_forbidden": "is no column"}.get(
+            first["type"], f"can't be used: {first['msg'].lower()}"
+        )
+        raise ConfigurationError(
+            "", f"{path}, {place}: {column} {words}; the columns are {', '.join(COLUMNS)}"
+        ) from error
+    if not read.explanation.strip():
+        raise ConfigurationError("", f"{path}, {place}: explanation is empty")
+    scalar = read.derived_scalar_type or defaults.derived_scalar_type
+    try:
+        DERIVED_SCALAR_TYPES.value(scalar)
+    except ValueError as error:
+        raise ConfigurationError("", f"{path}, {place}: {error}") from error
+    dataset = read.dataset or defaults.dataset
+    if not dataset:
+        raise ConfigurationError("", f"{path}, {place}: dataset is missing; give it, or --dataset")
+    return Explained(scalar, read.layer, read.component, dataset, read.explanation)
