@@ -2,70 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from neuropil.channel import MEBIBYTE
 from neuropil.simulation import v1
 from neuropil.tensors import to_tensor
-from services.simulation.calibration.calibrated_simulator import calibrated
-from services.simulation.calibration.calibrations import CalibrationKind, fit_calibration
-from services.simulation.convert import (
-    arrays,
-    calibrations,
-    scored_explanations,
-    scores,
-    simulations,
+from services.simulation.bulk.budget import Budget
+from services.simulation.bulk.run import DEFAULT_CONCURRENCY
+from services.simulation.bulk_scoring import BulkScorer, BulkScoring
+from services.simulation.calibration.fitted import FittedCalibration
+from services.simulation.convert.arrays import array_of, tokens_of, vector_of
+from services.simulation.convert.bulk_runs import event_message
+from services.simulation.convert.calibrations import (
+    calibration_message,
+    calibration_of,
+    kind_of,
 )
-from services.simulation.scores.simulation_scores import score_sequences
-from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
-from services.simulation.scoring.record_source import RecordSource
-from services.simulation.scoring.simulation_scoring import (
-    ScoringProgress,
-    ScoringTask,
-    score_explanation,
+from services.simulation.convert.explanations import (
+    explainer_message,
+    proposal_options,
+    proposals_message,
 )
-from services.simulation.simulators.interface import DEFAULT_MIN_COVERAGE
-from services.simulation.simulators.registry import SimulatorRegistry
-from shared.errors import ResourceExhausted, Unimplemented
+from services.simulation.convert.scored_explanations import progress_message, scored_message
+from services.simulation.convert.scores import scores_message
+from services.simulation.convert.scoring_requests import scoring_request
+from services.simulation.convert.simulations import (
+    cost_message,
+    simulation_message,
+    simulator_message,
+)
+from services.simulation.data_plane import SimulationPlane
+from services.simulation.scoring.simulation_scoring import ScoringProgress
 from shared.rpc.interceptors.wrapping import Context
-
-_RESULT_BYTES_PER_TOKEN = 128
-"""Of a scored token: 11 probabilities, three numbers, and a generous token text."""
 
 
 class SimulationService:
     """Serves the contract's Simulation."""
 
-    def __init__(
-        self,
-        simulators: SimulatorRegistry,
-        records: RecordSource,
-        *,
-        default_calibration: CalibrationKind,
-        message_megabytes: int,
-    ) -> None:
-        self._simulators = simulators
-        self._records = records
-        self._default_calibration = default_calibration
-        self._max_message_bytes = message_megabytes * MEBIBYTE
+    def __init__(self, plane: SimulationPlane, bulk: BulkScorer) -> None:
+        self._plane = plane
+        self._bulk = bulk
 
     async def ListSimulators(
         self, request: v1.ListSimulatorsRequest, context: Context
     ) -> v1.ListSimulatorsResponse:
         """The configured simulators."""
+        simulators = self._plane.simulators
         return v1.ListSimulatorsResponse(
             simulators=[
-                v1.Simulator(
-                    name=simulator.name,
-                    kind=simulator.kind,
-                    model=simulator.model,
-                    has_exact_probabilities=simulator.has_exact_probabilities,
-                    is_default=simulator is self._simulators.default,
-                    description=simulator.description,
-                )
-                for simulator in self._simulators
+                simulator_message(simulator, is_default=simulator is simulators.default)
+                for simulator in simulators
             ]
         )
 
@@ -73,22 +59,20 @@ class SimulationService:
         self, request: v1.SimulateRequest, context: Context
     ) -> AsyncIterator[v1.SimulateResponse]:
         """One message a sequence, as soon as it is there."""
-        simulator = self._simulators.get(request.simulator)
-        sequences = arrays.tokens_of(request.sequences, "sequences")
-        calibration = None
-        if request.HasField("calibration"):
-            calibration = calibrations.calibration_of(request.calibration, "calibration")
-        results = simulator.simulate(request.explanation, sequences)
+        results = self._plane.simulate(
+            request.simulator,
+            request.explanation,
+            tokens_of(request.sequences, "sequences"),
+            _calibration_of(request),
+            request.calibration_id,
+        )
+        position = 0
         async with aclosing(results):
-            position = 0
             async for result in results:
-                simulation = result.simulation()
-                if calibration is not None:
-                    simulation = calibrated(simulation, calibration)
                 yield v1.SimulateResponse(
                     position=position,
-                    simulation=simulations.simulation_message(simulation, result.report),
-                    cost=simulations.cost_message(result.cost),
+                    simulation=simulation_message(result.simulation, result.report),
+                    cost=cost_message(result.cost),
                 )
                 position += 1
 
@@ -96,15 +80,20 @@ class SimulationService:
         self, request: v1.SimulateExplanationsRequest, context: Context
     ) -> AsyncIterator[v1.SimulateExplanationsResponse]:
         """One message an explanation, as soon as it is there."""
-        simulator = self._simulators.get(request.simulator)
-        results = simulator.simulate_explanations(request.explanations, tuple(request.tokens))
+        results = self._plane.simulate_explanations(
+            request.simulator,
+            request.explanations,
+            tuple(request.tokens),
+            _calibration_of(request),
+            request.calibration_id,
+        )
+        position = 0
         async with aclosing(results):
-            position = 0
             async for result in results:
                 yield v1.SimulateExplanationsResponse(
                     position=position,
-                    simulation=simulations.simulation_message(result.simulation(), result.report),
-                    cost=simulations.cost_message(result.cost),
+                    simulation=simulation_message(result.simulation, result.report),
+                    cost=cost_message(result.cost),
                 )
                 position += 1
 
@@ -112,115 +101,108 @@ class SimulationService:
         self, request: v1.FitCalibrationRequest, context: Context
     ) -> v1.FitCalibrationResponse:
         """A calibration as data."""
-        kind = calibrations.kind_of(request.kind, self._default_calibration, "kind")
-        simulated = arrays.vector_of(request.simulated, "simulated")
-        true = arrays.vector_of(request.true_activations, "true_activations")
-        calibration = await asyncio.to_thread(fit_calibration, kind, simulated, true)
-        return v1.FitCalibrationResponse(
-            calibration=calibrations.calibration_message(calibration, len(true))
+        has_sequences = request.HasField("sequences")
+        fitted = await self._plane.fit(
+            kind_of(request.kind),
+            vector_of(request.simulated, "simulated"),
+            vector_of(request.true_activations, "true_activations"),
+            tokens_of(request.sequences, "sequences") if has_sequences else None,
         )
+        return v1.FitCalibrationResponse(calibration=calibration_message(fitted))
 
     async def ApplyCalibration(
         self, request: v1.ApplyCalibrationRequest, context: Context
     ) -> v1.ApplyCalibrationResponse:
         """Values in the component's units."""
-        calibration = calibrations.calibration_of(request.calibration, "calibration")
-        values = arrays.array_of(request.values, "values")
-        mapped = await asyncio.to_thread(calibration.apply, values.reshape(-1))
-        return v1.ApplyCalibrationResponse(values=to_tensor(mapped.reshape(values.shape)))
+        values = array_of(request.values, "values")
+        mapped = await self._plane.apply(_calibration_of(request), request.calibration_id, values)
+        return v1.ApplyCalibrationResponse(values=to_tensor(mapped))
 
     async def StoreCalibration(
         self, request: v1.StoreCalibrationRequest, context: Context
     ) -> v1.StoreCalibrationResponse:
-        """Not served yet."""
-        raise Unimplemented("Keeping calibrations is not served by this release.")
+        """The id of a calibration that is kept now."""
+        fitted = calibration_of(request.calibration, "calibration")
+        return v1.StoreCalibrationResponse(
+            calibration_id=await self._plane.store_calibration(fitted)
+        )
 
     async def GetCalibration(
         self, request: v1.GetCalibrationRequest, context: Context
     ) -> v1.GetCalibrationResponse:
-        """Not served yet."""
-        raise Unimplemented("Keeping calibrations is not served by this release.")
-
-    async def ListExplainers(
-        self, request: v1.ListExplainersRequest, context: Context
-    ) -> v1.ListExplainersResponse:
-        """Not served yet."""
-        raise Unimplemented("Proposing explanations is not served by this release.")
+        """A calibration that was kept."""
+        fitted = await self._plane.stored_calibration(request.calibration_id)
+        return v1.GetCalibrationResponse(calibration=calibration_message(fitted))
 
     async def ScoreExplanation(
         self, request: v1.ScoreExplanationRequest, context: Context
     ) -> AsyncIterator[v1.ScoreExplanationResponse]:
         """Progress, then the scored explanation."""
-        simulator = self._simulators.get(request.simulator)
-        kind = calibrations.kind_of(
-            request.calibration_kind, self._default_calibration, "calibration_kind"
-        )
-        if request.WhichOneof("source") == "recorded_component":
-            split = await self._records.split(request.recorded_component)
-        else:
-            split = _split_of(request.sequences, kind)
-        split = split.limited(request.max_sequences)
-        self._check_size(split.scored)
-        task = ScoringTask(
-            explanation=request.explanation,
-            split=split,
-            calibration_kind=kind,
-            seed=request.seed,
-            min_coverage=request.min_coverage or DEFAULT_MIN_COVERAGE,
-        )
-        events = score_explanation(task, simulator)
+        asked = scoring_request(request)
+        events = self._plane.score(asked)
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, ScoringProgress):
-                    yield scored_explanations.progress_message(event)
+                    yield progress_message(event)
                 else:
-                    yield scored_explanations.result_message(event)
+                    scored = scored_message(event, asked.explained_by)
+                    yield v1.ScoreExplanationResponse(result=scored)
 
     async def ScoreSimulations(
         self, request: v1.ScoreSimulationsRequest, context: Context
     ) -> v1.ScoreSimulationsResponse:
         """Scores of each sequence and of all."""
-        true = arrays.vector_of(request.true_activations, "true_activations")
-        expected = arrays.vector_of(request.expected_activations, "expected_activations")
-        lengths = list(request.sequence_lengths)
-        table = await asyncio.to_thread(score_sequences, true, expected, lengths)
+        table = await self._plane.score_simulations(
+            vector_of(request.true_activations, "true_activations"),
+            vector_of(request.expected_activations, "expected_activations"),
+            list(request.sequence_lengths),
+        )
         return v1.ScoreSimulationsResponse(
-            sequence_scores=[scores.scores_message(table[i]) for i in range(len(table))],
-            scores=scores.scores_message(table.overall),
+            sequence_scores=[scores_message(table[i]) for i in range(len(table))],
+            scores=scores_message(table.overall),
+        )
+
+    async def ListExplainers(
+        self, request: v1.ListExplainersRequest, context: Context
+    ) -> v1.ListExplainersResponse:
+        """The configured explainers."""
+        explainers = self._plane.explainers
+        return v1.ListExplainersResponse(
+            explainers=[
+                explainer_message(explainer, is_default=explainer is explainers.default)
+                for explainer in explainers
+            ]
         )
 
     async def ProposeExplanations(
         self, request: v1.ProposeExplanationsRequest, context: Context
     ) -> v1.ProposeExplanationsResponse:
-        """Not served by this release."""
-        raise Unimplemented("Proposing explanations is not served by this release.")
+        """Explanations, best first."""
+        proposed = await self._plane.propose(
+            request.explainer, request.recorded_component, proposal_options(request)
+        )
+        return proposals_message(proposed)
 
     async def BulkScoreExplanations(
         self, request: v1.BulkScoreExplanationsRequest, context: Context
     ) -> AsyncIterator[v1.BulkScoreExplanationsResponse]:
-        """Not served by this release."""
-        raise Unimplemented("Scoring many explanations at once is not served by this release.")
-        yield  # what makes this an asynchronous generator
-
-    def _check_size(self, scored: LabeledSequences) -> None:
-        """Refuse before anything is spent what couldn't be sent back."""
-        tokens = sum(len(sequence) for sequence in scored.tokens)
-        estimate = tokens * _RESULT_BYTES_PER_TOKEN
-        if estimate > self._max_message_bytes:
-            raise ResourceExhausted(
-                f"scoring {tokens} tokens would answer about {estimate} bytes; a message holds "
-                f"{self._max_message_bytes}; set max_sequences",
-                field="max_sequences",
-                reason="RESULT_TOO_LARGE",
-                metadata={"estimate": str(estimate), "limit": str(self._max_message_bytes)},
-            )
+        """Progress and results, then a summary."""
+        scoring = BulkScoring(
+            key=request.resume_key,
+            requests=request.requests,
+            budget=Budget(request.budget.max_tokens, request.budget.max_calls),
+            concurrency=request.max_concurrency or DEFAULT_CONCURRENCY,
+            explanation_dataset=request.explanation_dataset,
+        )
+        events = self._bulk.run(scoring)
+        async with aclosing(events):
+            async for event in events:
+                yield event_message(event)
 
 
-def _split_of(sequences: v1.LabeledSequences, kind: CalibrationKind) -> ScoringSplit:
-    scored = arrays.labeled_sequences(sequences.scored_sequences, "sequences.scored_sequences")
-    calibration = arrays.labeled_sequences(
-        sequences.calibration_sequences, "sequences.calibration_sequences"
-    )
-    if kind is CalibrationKind.NONE:
-        calibration = LabeledSequences()
-    return ScoringSplit.from_request(calibration, scored)
+def _calibration_of(
+    request: v1.SimulateRequest | v1.SimulateExplanationsRequest | v1.ApplyCalibrationRequest,
+) -> FittedCalibration | None:
+    if not request.HasField("calibration"):
+        return None
+    return calibration_of(request.calibration, "calibration")

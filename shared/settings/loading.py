@@ -12,7 +12,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from shared.errors import ConfigurationError
 from shared.settings.deployment import ENV_PREFIX, Deployment
-from shared.settings.simulation import Simulator
+from shared.settings.simulation import CausalLmSimulator, Simulator, TokenHeadSimulator
 from shared.settings.values import is_remote
 
 _KINDS = {
@@ -149,13 +149,11 @@ def _resolve(deployment: Deployment, folder: Path) -> Deployment:
 
 
 def _with_paths(simulator: Simulator, position: int, absolute: Callable[[str], str]) -> Simulator:
-    paths = {}
-    for key in ("path", "tokenizer"):
-        path = getattr(simulator, key, None)
-        if path is not None:
-            paths[key] = absolute(path)
-            _require(paths[key], f"simulators[{position}].{key}")
-    return simulator.model_copy(update=paths)
+    if not isinstance(simulator, CausalLmSimulator | TokenHeadSimulator):
+        return simulator
+    path = absolute(simulator.path)
+    _require(path, f"simulators[{position}].path")
+    return simulator.model_copy(update={"path": path})
 
 
 def _require(path: str, key: str) -> None:

@@ -56,8 +56,6 @@ class CompletionsSimulator(Section):
     """Longest that one request may take."""
     max_attempts: Attempts = 5
     """How often a request is sent at most."""
-    tokenizer: Text | None = None
-    """A tokenizer.json; absent: the server's own tokens are read by their characters."""
 
 
 class ChatSimulator(Section):

@@ -10,7 +10,23 @@ from neuropil.names import ACTIVATION_SCALES
 from neuropil.simulation import v1
 from neuropil.tensors import to_tensor
 from services.simulation.sequence_simulation import SequenceSimulation
-from services.simulation.simulators.interface import SimulationCost, ValidityReport
+from services.simulation.simulators.interface import SimulationCost, Simulator, ValidityReport
+
+
+def simulator_message(simulator: Simulator, *, is_default: bool) -> v1.Simulator:
+    """A simulator of the deployment, and what is known of it by now."""
+    return v1.Simulator(
+        name=simulator.name,
+        kind=simulator.kind,
+        model=simulator.model,
+        has_exact_probabilities=simulator.has_exact_probabilities,
+        is_default=is_default,
+        description=simulator.description,
+        prompt_version=simulator.prompt_version,
+        capabilities=simulator.capabilities,
+        state=simulator.state,
+        runs_language_model=simulator.language_model is not None,
+    )
 
 
 def simulation_message(

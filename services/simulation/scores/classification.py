@@ -28,6 +28,8 @@ from services.simulation.scores.simulation_scores import Interval, Score, Undefi
 
 FloatArray = NDArray[np.float64]
 
+INTERVAL_METHOD = "percentile"
+
 THRESHOLD = 0.5
 """A judgement predicts the class where its probability is at least this."""
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from services.simulation.errors import InvalidInput
-from services.simulation.simulators.embedding import EmbeddingSimulator
+from services.simulation.language_models.pool import LanguageModelPool
 from services.simulation.simulators.interface import Simulator
 from shared.errors import ConfigurationError
-from shared.settings import Deployment
-from shared.settings import EmbeddingSimulator as EmbeddingSettings
+from shared.settings import (
+    CausalLmSimulator,
+    ChatSimulator,
+    CompletionsSimulator,
+    Deployment,
+    EmbeddingSimulator,
+    TokenHeadSimulator,
+)
+from shared.settings import Simulator as Settings
 
 
 class SimulatorRegistry:
@@ -24,16 +31,19 @@ class SimulatorRegistry:
         """Build the configured simulators; nothing is loaded yet.
 
         Raises:
-            ConfigurationError: a simulator of a kind that this release doesn't have.
+            ConfigurationError: naming the key: a folder that can't hold a model, a prompt that
+                isn't there, a variable for a key that isn't set, or a library that is missing.
         """
-        simulators: list[Simulator] = []
+        pool = LanguageModelPool(deployment.simulators)
+        simulators = []
         for position, settings in enumerate(deployment.simulators):
-            if not isinstance(settings, EmbeddingSettings):
+            key = f"simulators[{position}]"
+            try:
+                simulators.append(_built(settings, pool, key))
+            except ModuleNotFoundError as error:
                 raise ConfigurationError(
-                    f"simulators[{position}].kind",
-                    f"{settings.kind} is not implemented in this release; use embedding",
-                )
-            simulators.append(EmbeddingSimulator(settings.name))
+                    f"{key}.kind", f"{settings.kind} needs {error.name}, which is not installed"
+                ) from error
         return cls(simulators, deployment.chosen_simulator)
 
     def __iter__(self) -> Iterator[Simulator]:
@@ -65,3 +75,41 @@ class SimulatorRegistry:
         """Close every simulator."""
         for simulator in self:
             await simulator.close()
+
+
+def _built(settings: Settings, pool: LanguageModelPool, key: str) -> Simulator:
+    # Imported where it is needed: a deployment without local models runs without torch.
+    match settings:
+        case EmbeddingSimulator():
+            from services.simulation.simulators.embedding import EmbeddingSimulator as Embedding
+
+            return Embedding(settings.name)
+        case CausalLmSimulator():
+            from services.simulation.simulators.causal_lm import CausalLmSimulator as CausalLm
+
+            return CausalLm(
+                settings.name,
+                pool.local(settings, key),
+                method=settings.method,
+                prompt=settings.prompt,
+                batch_tokens=settings.batch_tokens,
+            )
+        case CompletionsSimulator():
+            from services.simulation.simulators.completions import (
+                CompletionsSimulator as Completions,
+            )
+
+            return Completions(
+                settings.name,
+                pool.remote(settings, "completions", key),
+                method=settings.method,
+                prompt=settings.prompt,
+            )
+        case ChatSimulator():
+            from services.simulation.simulators.chat import ChatSimulator as Chat
+
+            return Chat(settings.name, pool.remote(settings, "chat", key), prompt=settings.prompt)
+        case TokenHeadSimulator():
+            from services.simulation.simulators.token_head import TokenHeadSimulator as TokenHead
+
+            return TokenHead(settings.name, settings.path, settings.device)

@@ -1,0 +1,106 @@
+"""Bulk runs whose items are explanations to score."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from neuropil.errors import atranslated
+from neuropil.simulation import v1
+from neuropil.stored_scores import put_request
+from services.simulation.bulk.budget import Budget
+from services.simulation.bulk.events import ItemProgress, ItemResult, RunEvent
+from services.simulation.bulk.run import DEFAULT_CONCURRENCY, BulkRun, BulkRunner
+from services.simulation.convert.scored_explanations import scored_message
+from services.simulation.convert.scoring_requests import scoring_request
+from services.simulation.data_plane import SimulationPlane
+from services.simulation.errors import InvalidInput
+from services.simulation.scoring.simulation_scoring import ScoringProgress
+from shared.errors import FailedPrecondition
+
+if TYPE_CHECKING:
+    from neuropil.records.v1.records_service_pb2_grpc import RecordReaderAsyncStub
+
+
+@dataclass(frozen=True, eq=False)
+class BulkScoring:
+    """Explanations to score under one key; requests stay messages until their turn comes."""
+
+    key: str
+    requests: Sequence[v1.ScoreExplanationRequest]
+    budget: Budget
+    concurrency: int = DEFAULT_CONCURRENCY
+    explanation_dataset: str = ""
+    """Where results are put; empty means nowhere."""
+
+
+class BulkScorer:
+    """Scores explanations as a bulk run, and puts the results through the record reader."""
+
+    def __init__(
+        self, plane: SimulationPlane, runner: BulkRunner, records: RecordReaderAsyncStub
+    ) -> None:
+        self._plane = plane
+        self._runner = runner
+        self._records = records
+
+    async def run(self, scoring: BulkScoring) -> AsyncGenerator[RunEvent, None]:
+        """What happens, a summary last; see `BulkRunner.run`.
+
+        Raises:
+            InvalidInput: results are to be put, and a request names no component.
+        """
+        requests, dataset = scoring.requests, scoring.explanation_dataset
+        if dataset:
+            _check_components(requests)
+
+        async def score(position: int) -> AsyncGenerator[ItemProgress | ItemResult, None]:
+            request = scoring_request(requests[position])
+            async with aclosing(self._plane.score(request)) as events:
+                async for event in events:
+                    if isinstance(event, ScoringProgress):
+                        yield ItemProgress(event.cost)
+                    else:
+                        message = scored_message(event, request.explained_by)
+                        yield ItemResult(message.SerializeToString(), event.provenance.cost)
+
+        async def put(position: int, result: bytes) -> None:
+            component = requests[position].recorded_component.component
+            scored = v1.ScoredExplanation.FromString(result)
+            try:
+                request = put_request(component, dataset, scored)
+            except ValueError as error:
+                raise FailedPrecondition(str(error), reason="SCORE_NOT_STORABLE") from error
+            async with atranslated():
+                await self._records.PutExplanation(request)
+
+        run = BulkRun(
+            key=scoring.key,
+            fingerprints=[_fingerprint(request) for request in requests],
+            score=score,
+            budget=scoring.budget,
+            concurrency=scoring.concurrency,
+            put=put if dataset else None,
+            put_target=dataset,
+        )
+        async with aclosing(self._runner.run(run)) as running:
+            async for happened in running:
+                yield happened
+
+
+def _fingerprint(request: v1.ScoreExplanationRequest) -> bytes:
+    content = request.SerializeToString(deterministic=True)
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _check_components(requests: Sequence[v1.ScoreExplanationRequest]) -> None:
+    for position, request in enumerate(requests):
+        if request.WhichOneof("source") != "recorded_component":
+            raise InvalidInput(
+                f"requests[{position}] brings its own sequences; an explanation is stored with a "
+                "component; leave explanation_dataset empty",
+                field=f"requests[{position}].recorded_component",
+            )
