@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from services.simulation.errors import InvalidInput
@@ -311,7 +313,7 @@ async def test_a_prompt_that_is_longer_than_the_context_is_refused(tmp_path: Pat
     simulator = of_folder(DEMO, prompt="few_shot-1")
     with pytest.raises(FailedPrecondition, match=r"few_shot-1.* of the 128 tokens") as caught:
         await simulated(simulator, EXPLANATION, [SENTENCE])
-    assert caught.value.reason == "PROMPT_TOO_LONG"
+    assert caught.value.reason == "CONTEXT_TOO_SHORT"
     assert simulator.state.startswith("failed: the prompt few_shot-1")
     await simulator.close()
 
@@ -386,6 +388,31 @@ async def test_many_explanations_of_one_sequence_come_in_order(demo: CausalLmSim
     for explanation, result in zip(explanations, results, strict=True):
         (alone,) = await simulated(demo, explanation, [SENTENCE])
         assert result.probabilities == pytest.approx(alone.probabilities, abs=TOLERANCE)
+
+
+TOKENS = st.lists(
+    st.one_of(st.text(max_size=4), st.sampled_from(["\t", "\n", "", "<|endoftext|>", "\ufffd"])),
+    min_size=1,
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("method", ["all_at_once", "one_at_a_time"])
+def test_any_tokens_get_a_distribution_or_an_issue(method: Method) -> None:
+    simulator = of_folder(DEMO, method)
+
+    @settings(max_examples=25, deadline=None)
+    @given(sequences=st.lists(TOKENS, min_size=1, max_size=3), explanation=st.text(max_size=20))
+    def check(sequences: list[list[str]], explanation: str) -> None:
+        results = asyncio.run(simulated(simulator, f"x{explanation}", sequences))
+        for tokens, result in zip(sequences, results, strict=True):
+            missing = [issue.position for issue in result.issues]
+            expected = [float(position not in missing) for position in range(len(tokens))]
+            assert result.probabilities.sum(axis=1) == pytest.approx(expected)
+            assert (result.probabilities >= 0).all()
+
+    check()
+    asyncio.run(simulator.close())
 
 
 async def test_leaving_the_iteration_stops_the_computation(demo: CausalLmSimulator) -> None:

@@ -217,7 +217,7 @@ class CausalLmSimulator(OneByOne):
                 raise FailedPrecondition(
                     f"the prompt {prompt.version} takes {len(shared)} of the {limit} tokens that "
                     "the model reads; another prompt or model is needed",
-                    reason="PROMPT_TOO_LONG",
+                    reason="CONTEXT_TOO_SHORT",
                 )
         return self._prepared
 

@@ -25,7 +25,7 @@ MAX_PIECE_CHARACTERS = 100_000
 TOO_LONG = f"the token has more than {MAX_PIECE_CHARACTERS} characters"
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_REMEMBERED = 65_536
+_REMEMBERED, _REMEMBERED_CHARACTERS = 65_536, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,11 @@ class PieceTokenizer:
         """The ids of one piece; empty for an empty one."""
         found = self._ids.get(text)
         if found is None:
-            if len(self._ids) >= _REMEMBERED:
-                self._ids.clear()
-            found = self._ids[text] = self.text(text)
+            found = self.text(text)
+            if len(text) <= _REMEMBERED_CHARACTERS:
+                if len(self._ids) >= _REMEMBERED:
+                    self._ids.clear()
+                self._ids[text] = found
         return found
 
     def joined(self, pieces: Iterable[str], field: str) -> tuple[int, ...]:
@@ -99,7 +101,7 @@ class PieceTokenizer:
         return tuple(ids)
 
     def text(self, text: str) -> PieceIds:
-        """The same for a text that won't come again."""
+        """The same, remembering nothing: for a text that won't come again."""
         if len(text) > MAX_PIECE_CHARACTERS:
             return PieceIds((), TOO_LONG)
         try:
