@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +75,7 @@ class Selection:
     layers: tuple[int, ...]
     """None named means all."""
     limit: int
-    """Most components; 0 means all."""
+    """Most components that have explanations, or of which some are proposed; 0 means all."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,16 @@ def from_dataset(client: neuropil.Client, selection: Selection, tell: Tell) -> l
     """
     components = list(_components(client, selection))
     found: dict[Explained, None] = {}
+    explained_components = 0
     scalar = selection.derived_scalar_type
     for done, (layer, index) in enumerate(components):
         tell(done, len(components))
-        for each in client.records.explanations(scalar, layer, index, dataset=selection.dataset):
-            explained = Explained(scalar, layer, index, selection.dataset, each.text)
-            found.setdefault(explained)
+        listed = client.records.explanations(scalar, layer, index, dataset=selection.dataset)
+        for each in listed:
+            found.setdefault(Explained(scalar, layer, index, selection.dataset, each.text))
+        explained_components += bool(listed)
+        if explained_components == selection.limit > 0:
+            break
     tell(len(components), len(components))
     return list(found)
 
@@ -140,6 +144,8 @@ def proposed(
         OSError: if they can't be kept.
     """
     components = list(_components(client, selection))
+    if selection.limit:
+        components = components[: selection.limit]
     identity = json.dumps([vars(selection), vars(how)], sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = kept / f"proposed-{name}.jsonl"
@@ -193,17 +199,9 @@ def _kept(path: Path) -> dict[tuple[int, int], list[str]]:
 
 
 def _components(client: neuropil.Client, selection: Selection) -> Iterator[tuple[int, int]]:
-    count = 0
-    layers: Iterable[int] = selection.layers or client.records.layers(
-        selection.dataset, selection.derived_scalar_type
-    )
-    for layer in list(layers):
-        for index in client.records.components(
-            selection.dataset, selection.derived_scalar_type, layer
-        ):
-            if selection.limit and count >= selection.limit:
-                return
-            count += 1
+    dataset, scalar = selection.dataset, selection.derived_scalar_type
+    for layer in list(selection.layers or client.records.layers(dataset, scalar)):
+        for index in client.records.components(dataset, scalar, layer):
             yield layer, index
 
 
