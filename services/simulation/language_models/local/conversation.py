@@ -23,7 +23,7 @@ def prompt_ids(model: LocalModel, prompt: Prompt) -> tuple[tuple[int, ...], tupl
     """
     whole = message_ids(model, prompt.messages, answered=True)
     if not whole:
-        raise InvalidInput("the prompt is empty", field="prompt", reason="EMPTY_PROMPT")
+        raise InvalidInput("the prompt is empty", field="prompt")
     if not prompt.shared:
         return (), whole
     try:

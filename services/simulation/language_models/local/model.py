@@ -36,6 +36,8 @@ _log = structlog.get_logger(__name__)
 
 DEFAULT_CACHE_BYTES = 512 * 1024 * 1024
 DEFAULT_BATCH_TOKENS = 2048
+_CPU_BATCH_TOKENS = 1024
+"""On a CPU more tokens a pass bring nothing, and let other callers and cancellations wait."""
 _FULL_LOGITS_AT_ONCE = 64 * 1024 * 1024
 
 T = TypeVar("T")
@@ -74,13 +76,15 @@ class LocalModel:
         Raises:
             Unavailable: as `load_model` says, or the model isn't causal or computes NaN.
         """
-        from services.simulation.language_models.local.probe import probe
+        from services.simulation.language_models.local.probe import NotCausal, probe
 
         loaded = load_model(path, device, dtype)
+        if loaded.device == "cpu":
+            batch_tokens = min(batch_tokens, _CPU_BATCH_TOKENS)
         model = cls(loaded, batch_tokens, SegmentCache(cache_bytes))
         try:
             probe(model)
-        except (FailedPrecondition, RuntimeError) as error:
+        except (FailedPrecondition, NotCausal, RuntimeError) as error:
             raise not_loaded(path, str(error)) from error
         _log.info(
             "language_model_loaded",
@@ -88,7 +92,7 @@ class LocalModel:
             device=loaded.device,
             dtype=dtype,
             shares_prefix=model.shares_prefix,
-            reason=model.shares_prefix_reason,
+            why_not=model.shares_prefix_reason,
         )
         return model
 

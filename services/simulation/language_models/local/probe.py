@@ -9,7 +9,6 @@ import torch
 
 from services.simulation.language_models.local import attention
 from services.simulation.language_models.local.rows import Row
-from shared.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from services.simulation.language_models.local.model import LocalModel
@@ -21,11 +20,16 @@ _FOLLOWED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
 
 
+class NotCausal(Exception):
+    """What the model answers at a token depends on later ones."""
+
+
 def probe(model: LocalModel) -> None:
     """Decide `model.shares_prefix`, with the reason.
 
     Raises:
-        FailedPrecondition: the model isn't causal, or answers what isn't finite.
+        NotCausal: the model isn't causal.
+        FailedPrecondition: it answers what isn't finite.
     """
     generator = np.random.default_rng(0)
     room = model.max_positions or 64
@@ -43,9 +47,8 @@ def probe(model: LocalModel) -> None:
     # The first logits of a row are those of the row that ends there.
     alone = model.logits(plain, [Row(own[:1], np.asarray([0]), columns)])[0]
     if np.abs(alone.values[0] - whole[0].values[0]).max() > tolerance:
-        raise FailedPrecondition(
-            "it is no causal language model: what it answers at a token depends on later ones",
-            reason="MODEL_NOT_CAUSAL",
+        raise NotCausal(
+            "it is no causal language model: what it answers at a token depends on later ones"
         )
     reason = _not_followed(model.loaded.model.config.get_text_config())
     if not reason:

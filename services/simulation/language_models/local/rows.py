@@ -50,7 +50,6 @@ class Row:
                 raise InvalidInput(
                     f"{field}.{name} has ids outside of the vocabulary 0 to {vocabulary - 1}",
                     field=f"{field}.{name}",
-                    reason="ID_OUT_OF_RANGE",
                 )
         positions = np.asarray(self.positions)
         if positions.size and not (positions.min() >= 0 and positions.max() < len(self.ids)):

@@ -121,4 +121,4 @@ def _end(job: _Job, error: BaseException) -> None:
 
 
 def _closed() -> Unavailable:
-    return Unavailable("the language model is closed", reason="MODEL_CLOSED")
+    return Unavailable("the language model is closed: the service is ending")
