@@ -199,7 +199,10 @@ class OpenAiServer:
         if fault == "cut":
             return StreamingResponse(_cut(), headers={"Content-Length": "1000"})
         if fault == "hangs":
-            await asyncio.sleep(30)
+            for _ in range(3000):
+                if await request.is_disconnected():
+                    break
+                await asyncio.sleep(0.01)
             return _error(500, "was not given up")
         if fault == "endless":
             return StreamingResponse(_endless(), media_type="application/json")
@@ -214,8 +217,10 @@ async def _cut() -> AsyncIterator[bytes]:
 
 async def _endless() -> AsyncIterator[bytes]:
     yield b'{"choices": ["'
-    while True:
+    for _ in range(1000):
         yield b"x" * 65536
+        # Lets the server see that its client has gone.
+        await asyncio.sleep(0)
 
 
 def _error(
@@ -239,7 +244,7 @@ def main() -> None:
     parser.add_argument(
         "--lift",
         type=float,
-        default=12.0,
+        default=20.0,
         help="added to the logits of 0 to 10, so that a model that knows no numbers tells them",
     )
     options = parser.parse_args()

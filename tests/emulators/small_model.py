@@ -38,7 +38,7 @@ class SmallModel:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path, lift: float = 12.0) -> Self:
+    def load(cls, folder: Path, lift: float = 20.0) -> Self:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return cls(model.eval(), tokenizer, lift)

@@ -30,7 +30,6 @@ from services.simulation.parsing.value_logprobs import (
     value_distribution,
 )
 from services.simulation.prompts.simulation import (
-    DEFAULT_PROMPTS,
     AllAtOncePrompt,
     OneAtATimePrompt,
     simulation_prompt,
@@ -57,8 +56,11 @@ from shared.errors import ConfigurationError, FailedPrecondition, ResourceExhaus
 Method = Literal["auto", "all_at_once", "one_at_a_time"]
 LogprobPrompt = AllAtOncePrompt | OneAtATimePrompt
 
-SMALL_PROMPT = "compact-1"
-"""For models that the prompt of a method is too long for."""
+PROMPTS = {
+    "all_at_once": ("few_shot-1", "compact-1"),
+    "one_at_a_time": ("one_at_a_time-1", "one_at_a_time_compact-1"),
+}
+"""The prompts of a method, the better ones first; the first that the server reads is taken."""
 MAY_BE_TEN = 0.005
 """Where a tokenizer makes "1" and "0" of "10": a 1 less probable than this is taken as a 1."""
 _SAMPLE = ("a", ["a"])
@@ -73,6 +75,7 @@ class Plan:
     """None: for each next token."""
     logprobs: int
     splits_ten: bool
+    """Whether a "1" may be the beginning of a 10."""
 
 
 class CompletionsSimulator(OneByOne):
@@ -166,24 +169,26 @@ class CompletionsSimulator(OneByOne):
             )
         way = found.echo if method == "all_at_once" else None
         prompt = self._configured or await self._fitting(method, way, found.next_token_logprobs)
-        self._plan = Plan(prompt, way, found.next_token_logprobs, bool(found.splits_ten))
+        self._plan = Plan(prompt, way, found.next_token_logprobs, found.splits_ten is not False)
         return self._plan
 
     async def _fitting(self, method: str, way: EchoWay | None, logprobs: int) -> LogprobPrompt:
-        """The method's prompt, or the small one where the server's model can't read it."""
-        prompt = _configured(DEFAULT_PROMPTS[method], "auto")
-        text = prompt.text(*_SAMPLE).text
+        """The best of the method's prompts that is not too long for the server's model."""
         api = self.language_model.completions
-        try:
-            await (api.echoed(text, way) if way is not None else api.next_token(text, logprobs))
-        except ResourceExhausted as error:
-            if error.reason != "PROMPT_TOO_LONG":
-                raise
-            return _configured(SMALL_PROMPT, "auto")
-        except UnreadableAnswer:
-            # Each call reports its own.
-            return prompt
-        return prompt
+        for name in PROMPTS[method]:
+            prompt = _configured(name, "auto")
+            text = prompt.text(*_SAMPLE).text
+            try:
+                await (api.echoed(text, way) if way is not None else api.next_token(text, logprobs))
+            except UnreadableAnswer:
+                # Each call reports its own.
+                return prompt
+            except ResourceExhausted as error:
+                if error.reason != "PROMPT_TOO_LONG" or name == PROMPTS[method][-1]:
+                    raise
+            else:
+                return prompt
+        raise AssertionError("the last prompt is taken or raises")
 
     async def _sequence(
         self, plan: Plan, windows: Windows, explanation: str, tokens: Sequence[str]
@@ -248,6 +253,7 @@ class CompletionsSimulator(OneByOne):
                 if windows.halve(error, len(context)):
                     continue
                 return without_values(token, TokenOutcome.MISSING, TOO_LONG)
+            windows.fit()
             break
         try:
             if top is None:
@@ -262,7 +268,8 @@ class CompletionsSimulator(OneByOne):
         self, plan: Plan, result: SimulatedSequence, prefixes: Sequence[str]
     ) -> SimulatedSequence:
         """Divide the probability of a first "1" among 1 and 10, by what would come after it."""
-        asked = [int(p) for p in np.flatnonzero(result.probabilities[:, 1] > MAY_BE_TEN)]
+        ones, tens = result.probabilities[:, 1], result.probabilities[:, NUM_VALUES - 1]
+        asked = [int(p) for p in np.flatnonzero((ones > MAY_BE_TEN) & (tens == 0))]
         calls = [partial(self._ten_after_one, plan, prefixes[position]) for position in asked]
         ahead = self.language_model.server.max_concurrent
         async with aclosing(in_order(calls, ahead)) as results:

@@ -30,6 +30,11 @@ class Windows:
 
     def __init__(self) -> None:
         self.longest: int | None = None
+        self._any_fits = False
+
+    def fit(self) -> None:
+        """Note that a prompt was not too long, so that the explanation is not."""
+        self._any_fits = True
 
     def of(self, tokens: Sequence[str], position: int) -> Sequence[str]:
         """The tokens from `position` on that the next prompt holds."""
@@ -37,11 +42,22 @@ class Windows:
         return tokens[position:stop]
 
     def halve(self, error: ResourceExhausted, length: int) -> bool:
-        """Make windows of `length` smaller; False where that can't be, or the error is another."""
+        """Make windows of `length` smaller; False where one token is too long.
+
+        Raises:
+            ResourceExhausted: the error is another, or the explanation alone is too long.
+        """
         if error.reason != "PROMPT_TOO_LONG":
             raise error
         if length <= 1:
-            return False
+            if self._any_fits:
+                return False
+            raise ResourceExhausted(
+                f"{error.message}; the explanation, or a token, leaves no room",
+                field="explanation",
+                reason="EXPLANATION_TOO_LONG",
+                metadata=error.metadata,
+            ) from error
         self.longest = min(self.longest or length, length // 2)
         return True
 
@@ -67,6 +83,8 @@ async def simulate_in_windows(
             if windows.halve(error, len(window)):
                 continue
             part = without_values(window, TokenOutcome.MISSING, TOO_LONG)
+        else:
+            windows.fit()
         parts.append(part)
         position += len(window)
     return joined(tokens, parts)
