@@ -171,7 +171,7 @@ class _Answers:
         missing = min(self._wanted - len(self._texts), self._most - self._asked, _AT_ONCE)
         first = self._seed + self._asked
         self._asked += missing
-        return [(first + number) % 2**64 for number in range(missing)]
+        return [(first + number) % 2**63 for number in range(missing)]
 
     def add(self, seed: int, answer: Generation) -> None:
         self.cost += answer.cost

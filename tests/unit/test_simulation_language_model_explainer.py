@@ -1,0 +1,207 @@
+"""The explainer that asks a language model: what it shows, and what of the answers it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.simulation.errors import InvalidInput
+from services.simulation.explaining.answers import NoExplanation, explanation_of
+from services.simulation.explaining.evidence import TokenEvidence, TokenPairEvidence
+from services.simulation.explaining.interface import ProposalOptions
+from services.simulation.explaining.language_model import (
+    LanguageModelExplainer,
+    strongest_pairs,
+)
+from services.simulation.language_models.interface import Generation
+from services.simulation.language_models.local.language_model import LocalLanguageModel
+from services.simulation.prompts.explaining import ShownSequence, marked_pair, tokens_prompt
+from services.simulation.scoring.labeled_sequences import LabeledSequences
+from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
+from services.simulation.simulators.causal_lm import CausalLmSimulator
+from services.simulation.simulators.embedding import EmbeddingSimulator
+from shared.errors import FailedPrecondition, Unavailable
+from tests.unit.planted_chat import PlantedAnswers, chat_simulator
+from tests.unit.small_language_models import configurations, save
+
+
+def sequences(*numbers: int) -> LabeledSequences:
+    tokens = [tuple(f" t{number}w{place}" for place in range(100)) for number in numbers]
+    values = [np.asarray([0.0] * 80 + [2.0, 4.0] + [0.0] * 18) for _ in numbers]
+    return LabeledSequences(tuple(tokens), tuple(values))
+
+
+EVIDENCE = TokenEvidence(sequences(1, 2, 3), sequences(7, 8, 9), "records")
+PAIRS = LabeledTokenPairs(
+    (("a", " b", " c\n"), ("d", " e", " f")),
+    (np.asarray([1.0, 0, 4.0, 0, np.nan, 2.0]), np.asarray([0.0, 0, 0, 0, 0, 0])),
+    (3, 3),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "explanation"),
+    [
+        ("names of rivers", "names of rivers"),
+        ("  Names of rivers.\n\nBecause they", "Names of rivers"),
+        ('"names of rivers"', "names of rivers"),
+        ("'Amen' and 'Selah'", "'Amen' and 'Selah'"),
+        ("“it’s” and its forms", "“it’s” and its forms"),
+        ("Explanation: the word 'is'", "the word 'is'"),
+        ("Explanation:\nthe word 'is'", "the word 'is'"),
+        ("words such as 'a', 'b' ...", "words such as 'a', 'b' ..."),
+        (
+            "Wörter auf Deutsch, 日本語 👩‍👩‍👧".replace("\u200d", ""),
+            "Wörter auf Deutsch, 日本語 👩👩👧",
+        ),
+        ("the the, of of: doubled words", "the the, of of: doubled words"),
+    ],
+)
+def test_answers_become_sentences(text: str, explanation: str) -> None:
+    assert explanation_of(Generation(text)) == explanation
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "reason"),
+    [
+        ("", True, "empty answer"),
+        ("\n\n", True, "empty answer"),
+        ('""', True, "answer without a word"),
+        ("... !!", True, "answer without a word"),
+        ("a word " * 60, True, "more than 300 characters"),
+        ("of the of the of the of the rivers", True, "repeats itself"),
+        ("ha ha ha ha", True, "repeats itself"),
+        ("a b a b b a a c a b a b", True, "repeats itself"),
+        ("names of rivers that", False, "cut off"),
+        ("names\x07 of rivers", True, "signs that can't be shown"),
+        ("names\tof rivers", True, "signs that can't be shown"),
+    ],
+)
+def test_what_is_no_explanation_is_said(text: str, finished: bool, reason: str) -> None:
+    with pytest.raises(NoExplanation, match=reason):
+        explanation_of(Generation(text, finished))
+
+
+async def test_several_candidates_are_ranked_and_each_comes_once() -> None:
+    answers = PlantedAnswers()
+    said = ["Rivers.", "", "names of lakes", "rivers", "x " * 400, "LAKES", "rivers", "rivers"]
+    answers.text = lambda asked, seed: said[seed % 8]
+    async with chat_simulator(answers) as (simulator, _):
+        explainer = LanguageModelExplainer("llm", simulator)
+        found = await explainer.propose(EVIDENCE, ProposalOptions(count=4))
+        assert [e.text for e in found.explanations] == ["Rivers", "names of lakes", "LAKES"]
+        assert [e.provenance.seed for e in found.explanations] == [0, 2, 5]
+        assert {e.provenance.temperature for e in found.explanations} == {1.0}
+        reasons = [issue.reason for issue in found.issues]
+        assert reasons.count("the same as another answer") == 3
+        assert "empty answer" in reasons
+        assert len(answers.asked) == 8 == found.cost.calls
+        assert [body["seed"] for body in answers.asked[:4]].count(0) == 1
+        provenance = found.explanations[0].provenance
+        assert provenance.model == explainer.model == simulator.language_model.version
+        assert provenance.prompt_version.startswith("explain_tokens-1+")
+        assert provenance.sequences_shown == 5
+        assert found.dataset == "records"
+        # One explanation: the most probable answer, asked for once.
+        one = await explainer.propose(EVIDENCE, ProposalOptions(count=1, seed=2))
+        assert [e.text for e in one.explanations] == ["names of lakes"]
+        assert one.explanations[0].provenance.temperature == 0.0
+        assert answers.asked[-1]["temperature"] == 0.0
+        cold = await explainer.propose(EVIDENCE, ProposalOptions(count=5, temperature=0.0))
+        assert cold.cost.calls == 1
+
+
+async def test_only_the_train_split_is_shown_around_its_peak() -> None:
+    answers = PlantedAnswers()
+    async with chat_simulator(answers) as (simulator, _):
+        explainer = LanguageModelExplainer("llm", simulator)
+        await explainer.propose(EVIDENCE, ProposalOptions(max_sequences=2))
+    (asked,) = (body["messages"][-1]["content"] for body in answers.asked)
+    assert asked.count("<start>\n") == 2
+    assert " t1w80\t5\n t1w81\t10\n" in asked
+    assert " t2w81\t10\n" in asked
+    assert "t3w" not in asked
+    assert "t7w" not in asked
+    assert " t1w0\t" not in asked
+    assert asked.endswith("<end>\nExplanation:\n")
+    assert len(asked.splitlines()) == 2 * (64 + 2) + 2
+
+
+async def test_heads_are_shown_by_marked_pairs() -> None:
+    answers = PlantedAnswers()
+    answers.text = lambda asked, seed: "from c to a"
+    async with chat_simulator(answers) as (simulator, _):
+        explainer = LanguageModelExplainer("llm", simulator)
+        found = await explainer.propose(
+            TokenPairEvidence(PAIRS, LabeledTokenPairs()), ProposalOptions()
+        )
+    assert found.explanations[0].provenance.prompt_version.startswith("explain_token_pairs-1+")
+    asked = answers.asked[-1]["messages"][-1]["content"]
+    # The pair that isn't finite takes no part.
+    assert "a[[** b**]] c\\n\t10\na b[[** c\\n**]]\t5\n[[**a**]] b c\\n\t2\nExplanation:\n" in asked
+    with pytest.raises(InvalidInput):
+        marked_pair(["a"], 0, 1)
+    assert strongest_pairs(PAIRS.take([0]))[0].strength == 10
+
+
+def test_text_cannot_pass_for_another_line() -> None:
+    shown = ShownSequence.normalized(
+        ["a\t10\n", "\ud800", "", "\\n"], np.asarray([1.0, np.nan, -5.0, np.inf]), 2.0
+    )
+    assert shown.activations == (5, None, 0, None)
+    asked = tokens_prompt("explain_tokens-1", [shown]).own[0].content
+    lines = asked.split("<start>\n")[1].split("<end>")[0].splitlines()
+    assert lines == ["a\\t10\\n\t5", "\ufffd\tunknown", "\t0", "\\\\n\tunknown"]
+
+
+async def test_no_answer_that_is_an_explanation_is_an_error_with_the_reasons() -> None:
+    answers = PlantedAnswers()
+    answers.text = lambda asked, seed: "" if seed % 2 else "rivers that[cut]"
+    async with chat_simulator(answers) as (simulator, server):
+        explainer = LanguageModelExplainer("llm", simulator)
+        with pytest.raises(FailedPrecondition) as raised:
+            await explainer.propose(EVIDENCE, ProposalOptions(count=2))
+        assert raised.value.reason == "NO_EXPLANATION"
+        assert "answer that was cut off (2), empty answer (2)" in raised.value.message
+        for activations in (np.zeros(100), np.full(100, np.nan)):
+            train = LabeledSequences(sequences(1).tokens, (activations,))
+            with pytest.raises(FailedPrecondition) as raised:
+                await explainer.propose(TokenEvidence(train, LabeledSequences()), ProposalOptions())
+            assert raised.value.reason == "NOTHING_TO_EXPLAIN"
+        server.fault = "500"
+        with pytest.raises(Unavailable):
+            await explainer.propose(EVIDENCE, ProposalOptions(count=3))
+
+
+async def test_a_simulator_without_a_language_model_cannot_explain() -> None:
+    simulator = EmbeddingSimulator("embedding")
+    explainer = LanguageModelExplainer("llm", simulator)
+    assert explainer.model == ""
+    with pytest.raises(FailedPrecondition) as raised:
+        await explainer.propose(EVIDENCE, ProposalOptions())
+    assert raised.value.reason == "NO_LANGUAGE_MODEL"
+    await simulator.close()
+
+
+async def test_a_local_model_writes_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    configuration = configurations()["gpt2"]
+    configuration.n_positions = 8192
+    model = LocalLanguageModel(str(save(configuration, tmp_path / "model")))
+    simulator = CausalLmSimulator("local", model)
+    explainer = LanguageModelExplainer("llm", simulator)
+    outcomes = []
+    for _ in range(2):
+        try:
+            found = await explainer.propose(
+                EVIDENCE, ProposalOptions(count=2, seed=1, max_sequences=1)
+            )
+            outcomes.append([e.text for e in found.explanations])
+        except FailedPrecondition as error:
+            # Random weights write nonsense, which has to be told as such.
+            outcomes.append([error.reason])
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0]) == 2 or outcomes[0] == ["NO_EXPLANATION"]
+    await simulator.close()
+    await model.close()
