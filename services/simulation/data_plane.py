@@ -20,6 +20,11 @@ from services.simulation.errors import InvalidInput, require_same_length
 from services.simulation.explaining.interface import ProposalOptions, ProposedExplanations
 from services.simulation.explaining.registry import ExplainerRegistry
 from services.simulation.scores.simulation_scores import ScoreTable, score_sequences
+from services.simulation.scoring.attention_pairs import (
+    AttentionTask,
+    ScoredAttention,
+    score_attention,
+)
 from services.simulation.scoring.judgement_questions import JudgingMethod
 from services.simulation.scoring.judging import JudgedExplanation, JudgingTask, judge
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit, Tokens
@@ -40,10 +45,10 @@ from services.simulation.simulators.interface import (
 )
 from services.simulation.simulators.registry import SimulatorRegistry
 from services.simulation.state.store import StateStore, not_configured
-from shared.errors import ResourceExhausted, Unimplemented
+from shared.errors import ResourceExhausted
 
 FloatArray = NDArray[np.float64]
-Scored = ScoredExplanation | JudgedExplanation
+Scored = ScoredExplanation | JudgedExplanation | ScoredAttention
 
 _RESULT_BYTES_PER_TOKEN = 128
 """Of a scored token: 11 probabilities, three numbers, and a generous token text."""
@@ -212,7 +217,7 @@ class SimulationPlane:
         if method is ScoringMethod.SIMULATION:
             events = self._score_simulation(request, simulator)
         elif method is ScoringMethod.ATTENTION_PAIRS:
-            raise Unimplemented("Scoring token pairs is not served yet.", field="method")
+            events = self._score_pairs(request, simulator)
         else:
             events = self._judge(request, _JUDGING_METHODS[method], simulator)
         async with aclosing(events) as running:
@@ -254,6 +259,27 @@ class SimulationPlane:
             min_coverage=request.min_coverage,
         )
         async with aclosing(judge(task, simulator)) as events:
+            async for event in events:
+                yield event
+
+    async def _score_pairs(
+        self, request: ScoringRequest, simulator: Simulator
+    ) -> AsyncGenerator[ScoringProgress | Scored, None]:
+        if isinstance(request.source, GivenSequences):
+            raise InvalidInput(
+                "token pairs are scored of a recorded component; give recorded_component",
+                field="recorded_component",
+            )
+        task = AttentionTask(
+            explanation=request.explanation,
+            split=await self._records.token_pair_split(request.source),
+            pairs_per_sequence=request.pairs_per_sequence,
+            low_activation_threshold=request.low_activation_threshold,
+            max_sequences=request.max_sequences,
+            seed=request.seed,
+            min_coverage=request.min_coverage,
+        )
+        async with aclosing(score_attention(task, simulator)) as events:
             async for event in events:
                 yield event
 

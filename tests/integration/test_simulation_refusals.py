@@ -153,14 +153,6 @@ def percentile(simulated: common.Tensor, calibrated: common.Tensor) -> v1.Calibr
             "true_activations",
         ),
         (
-            "FitCalibration",
-            v1.FitCalibrationRequest(
-                kind=v1.CALIBRATION_KIND_ISOTONIC, simulated=ONE, true_activations=ONE
-            ),
-            "UNIMPLEMENTED",
-            "kind",
-        ),
-        (
             "ApplyCalibration",
             v1.ApplyCalibrationRequest(
                 calibration=v1.Calibration(kind=v1.CALIBRATION_KIND_LINEAR), values=ONE
@@ -224,9 +216,15 @@ def percentile(simulated: common.Tensor, calibrated: common.Tensor) -> v1.Calibr
         ),
         (
             "ScoreExplanation",
-            score_request(calibration_kind=v1.CALIBRATION_KIND_ISOTONIC),
-            "UNIMPLEMENTED",
-            "calibration_kind",
+            score_request(method=v1.SCORING_METHOD_ATTENTION_PAIRS),
+            "",
+            "method",
+        ),
+        (
+            "ScoreExplanation",
+            score_request(calibration_id="cal-" + "0" * 40),
+            "",
+            "calibration_id",
         ),
         (
             "ScoreExplanation",
@@ -262,8 +260,8 @@ async def test_bad_requests_name_the_field(
             v1.RecordedComponent(
                 component=component_id("attn_write_norm", 0, 0), datasets=["demo"]
             ),
-            "INVALID_ARGUMENT",
-            "attn_write_norm",
+            "FAILED_PRECONDITION",
+            "runs no language model",
         ),
     ],
 )
@@ -274,22 +272,6 @@ async def test_what_a_record_can_not_give(
         await scored(world, v1.ScoreExplanationRequest(recorded_component=source, explanation="x"))
     assert caught.value.code == code, caught.value
     assert words in caught.value.message
-
-
-async def test_what_is_served_later_says_so(world: World) -> None:
-    bulk = v1.BulkScoreExplanationsRequest(
-        resume_key="k",
-        requests=[v1.ScoreExplanationRequest(recorded_component=recorded(), explanation="x")],
-    )
-    propose = v1.ProposeExplanationsRequest(recorded_component=recorded())
-    with pytest.raises(NeuropilError) as caught:
-        async with atranslated():
-            await world.simulation.ProposeExplanations(propose)
-    assert caught.value.code == "UNIMPLEMENTED"
-    with pytest.raises(NeuropilError) as caught:
-        async with atranslated():
-            [event async for event in world.simulation.BulkScoreExplanations(bulk)]
-    assert caught.value.code == "UNIMPLEMENTED"
 
 
 async def test_an_answer_too_large_to_send_is_refused_at_once(world: World) -> None:

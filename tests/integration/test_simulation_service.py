@@ -240,8 +240,20 @@ async def test_the_command_serves_and_drains(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (
-            "simulators: [{name: x, kind: completions, base_url: 'http://127.0.0.1:1', model: m}]",
-            "simulators[0].kind: completions is not implemented in this release",
+            "simulators: [{name: x, kind: chat, base_url: 'http://127.0.0.1:1', model: m, "
+            "api_key_env: NO_SUCH_VARIABLE}]",
+            "simulators[0].api_key_env: the environment variable NO_SUCH_VARIABLE is not set",
+        ),
+        ("simulators: [{name: x, kind: causal_lm, path: .}]", "simulators[0].path"),
+        (
+            "simulators: [{name: x, kind: chat, base_url: 'http://127.0.0.1:1', model: m, "
+            "prompt: few_shot-1}]",
+            "simulators[0].prompt",
+        ),
+        ("simulation_state: 's3://bucket'", "simulation_state"),
+        (
+            "explainers: [{name: e, kind: language_model, simulator: embedding}]",
+            "explainers[0].simulator",
         ),
         ("simulators: [{name: x, kind: magic}]", "simulators[0]"),
         ("simulators: []", "simulators"),

@@ -172,10 +172,15 @@ def test_the_registry_knows_names_and_the_default() -> None:
     assert caught.value.field == "simulator"
 
 
-def test_kinds_of_later_releases_are_configuration_errors() -> None:
+def test_a_key_that_is_not_set_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CompletionsSimulator(
-        name="llm", kind="completions", base_url="http://127.0.0.1:1/v1", model="m"
+        name="llm",
+        kind="completions",
+        base_url="http://127.0.0.1:1/v1",
+        model="m",
+        api_key_env="NEUROPIL_TEST_KEY",
     )
-    with pytest.raises(ConfigurationError, match="not implemented in this release") as caught:
+    monkeypatch.delenv("NEUROPIL_TEST_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match="NEUROPIL_TEST_KEY is not set") as caught:
         SimulatorRegistry.from_deployment(Deployment(simulators=(settings,)))
-    assert caught.value.key == "simulators[0].kind"
+    assert caught.value.key == "simulators[0].api_key_env"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import neuropil
 from neuropil.simulation import v1
 from neuropil.tensors import to_tensor
+from services.simulation.convert.attention_scores import attention_message
 from services.simulation.convert.calibrations import calibration_message
 from services.simulation.convert.scores import score_message, scores_message
 from services.simulation.convert.simulations import (
@@ -16,6 +17,7 @@ from services.simulation.scores.classification import (
     INTERVAL_METHOD as JUDGEMENT_INTERVAL_METHOD,
 )
 from services.simulation.scores.resamples import RESAMPLES
+from services.simulation.scoring.attention_pairs import ScoredAttention
 from services.simulation.scoring.judgement_questions import JudgingMethod
 from services.simulation.scoring.judging import (
     JudgedExplanation,
@@ -44,11 +46,14 @@ def progress_message(progress: ScoringProgress) -> v1.ScoreExplanationResponse:
 
 
 def scored_message(
-    scored: ScoredExplanation | JudgedExplanation, explained_by: v1.ExplanationProvenance | None
+    scored: ScoredExplanation | JudgedExplanation | ScoredAttention,
+    explained_by: v1.ExplanationProvenance | None,
 ) -> v1.ScoredExplanation:
     """A scored explanation with all that it was computed from."""
     if isinstance(scored, JudgedExplanation):
         message = _judged_message(scored)
+    elif isinstance(scored, ScoredAttention):
+        message = attention_message(scored)
     else:
         message = _simulated_message(scored)
     if explained_by is not None:

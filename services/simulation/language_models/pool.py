@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from shared.errors import ConfigurationError
 from shared.settings import CausalLmSimulator, ChatSimulator, CompletionsSimulator, Simulator
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ class LanguageModelPool:
         self._local: dict[tuple[str, str, str], LocalLanguageModel] = {}
         self._remote: dict[tuple[Server, str], RemoteLanguageModel] = {}
 
-    def local(self, settings: CausalLmSimulator, key: str) -> LocalLanguageModel:
-        """The model of a folder; `key` is the path of its settings, for errors.
+    def local(self, settings: CausalLmSimulator) -> LocalLanguageModel:
+        """The model of a folder.
 
         Raises:
             ConfigurationError: the folder can't hold a model.
@@ -38,7 +37,7 @@ class LanguageModelPool:
 
         identity = _local_identity(settings)
         if identity not in self._local:
-            check_folder(settings.path, f"{key}.path")
+            check_folder(settings.path)
             sharing = [
                 each
                 for each in self._settings
@@ -57,27 +56,24 @@ class LanguageModelPool:
         self,
         settings: CompletionsSimulator | ChatSimulator,
         api: Literal["completions", "chat"],
-        key: str,
     ) -> RemoteLanguageModel:
-        """The model behind a server; `key` is the path of its settings, for errors.
+        """The model behind a server.
 
         Raises:
             ConfigurationError: the variable of its key is not set, or its address is of no use.
+                As everywhere here, its key is that within the simulator's settings.
         """
         from services.simulation.language_models.remote.model import RemoteLanguageModel
         from services.simulation.language_models.remote.server import ApiKey, Server
 
-        try:
-            server = Server(
-                settings.base_url,
-                settings.model,
-                ApiKey.from_environment(settings.api_key_env, "api_key_env"),
-                max_concurrent=settings.max_concurrent,
-                timeout_seconds=settings.timeout_seconds,
-                max_attempts=settings.max_attempts,
-            )
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{key}.{error.key}", error.message) from error
+        server = Server(
+            settings.base_url,
+            settings.model,
+            ApiKey.from_environment(settings.api_key_env, "api_key_env"),
+            max_concurrent=settings.max_concurrent,
+            timeout_seconds=settings.timeout_seconds,
+            max_attempts=settings.max_attempts,
+        )
         identity = (server, api)
         if identity not in self._remote:
             self._remote[identity] = RemoteLanguageModel(server, api)

@@ -134,7 +134,7 @@ async def judge(
             answers, spent = await _ask(task.explanation, batch, prompt, model)
             judgements += answers
             cost += spent
-            yield ScoringProgress(len(judgements), len(asked), "judge")
+            yield ScoringProgress(len(judgements), len(asked), "judge", cost)
     else:
         simulations: dict[Tokens, SimulatedSequence] = {}
         sequences = list(dict.fromkeys(question.tokens for question in asked))
@@ -143,7 +143,7 @@ async def judge(
                 simulations[tuple(result.tokens)] = result
                 cost += result.cost
                 yield ScoringProgress(
-                    len(asked) * len(simulations) // len(sequences), len(asked), "judge"
+                    len(asked) * len(simulations) // len(sequences), len(asked), "judge", cost
                 )
         judgements = [
             _stand_in(question, simulations[question.tokens], task.min_coverage)
@@ -151,7 +151,7 @@ async def judge(
         ]
     report = _report(judgements)
     _require(report, task.min_coverage)
-    yield ScoringProgress(len(asked), len(asked), "score")
+    yield ScoringProgress(len(asked), len(asked), "score", cost)
     read = [position for position, each in enumerate(judgements) if each.probability is not None]
     scores = await asyncio.to_thread(
         classification_scores,

@@ -39,7 +39,10 @@ class SimulatorRegistry:
         for position, settings in enumerate(deployment.simulators):
             key = f"simulators[{position}]"
             try:
-                simulators.append(_built(settings, pool, key))
+                simulators.append(_built(settings, pool))
+            except ConfigurationError as error:
+                where = f"{key}.{error.key}" if error.key else key
+                raise ConfigurationError(where, error.message) from error
             except ModuleNotFoundError as error:
                 raise ConfigurationError(
                     f"{key}.kind", f"{settings.kind} needs {error.name}, which is not installed"
@@ -77,7 +80,7 @@ class SimulatorRegistry:
             await simulator.close()
 
 
-def _built(settings: Settings, pool: LanguageModelPool, key: str) -> Simulator:
+def _built(settings: Settings, pool: LanguageModelPool) -> Simulator:
     # Imported where it is needed: a deployment without local models runs without torch.
     match settings:
         case EmbeddingSimulator():
@@ -89,7 +92,7 @@ def _built(settings: Settings, pool: LanguageModelPool, key: str) -> Simulator:
 
             return CausalLm(
                 settings.name,
-                pool.local(settings, key),
+                pool.local(settings),
                 method=settings.method,
                 prompt=settings.prompt,
                 batch_tokens=settings.batch_tokens,
@@ -101,14 +104,14 @@ def _built(settings: Settings, pool: LanguageModelPool, key: str) -> Simulator:
 
             return Completions(
                 settings.name,
-                pool.remote(settings, "completions", key),
+                pool.remote(settings, "completions"),
                 method=settings.method,
                 prompt=settings.prompt,
             )
         case ChatSimulator():
             from services.simulation.simulators.chat import ChatSimulator as Chat
 
-            return Chat(settings.name, pool.remote(settings, "chat", key), prompt=settings.prompt)
+            return Chat(settings.name, pool.remote(settings, "chat"), prompt=settings.prompt)
         case TokenHeadSimulator():
             from services.simulation.simulators.token_head import TokenHeadSimulator as TokenHead
 
