@@ -43,9 +43,15 @@ def proposals_message(proposed: ProposedExplanations) -> v1.ProposeExplanationsR
         cost=cost_message(proposed.cost),
         proposals=[
             v1.ProposedExplanation(
-                explanation=each.text, provenance=_provenance_message(each.provenance)
+                explanation=each.text,
+                provenance=_provenance_message(each.provenance),
+                train_correlation=each.provenance.train_correlation,
             )
             for each in proposed.explanations
+        ],
+        rejected_answers=[
+            v1.RejectedAnswer(reason=issue.reason, beginning=issue.answer)
+            for issue in proposed.issues
         ],
     )
 

@@ -122,6 +122,17 @@ class ProposedExplanation:
 
     explanation: str
     provenance: v1.ExplanationProvenance
+    train_correlation: float | None = None
+    """Of what it says with the activations that it was made from; None where not computed."""
+
+
+@dataclass(frozen=True)
+class RejectedAnswer:
+    """An answer of a language model that is no explanation."""
+
+    reason: str
+    beginning: str
+    """How the answer begins."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,7 @@ class Proposals:
     dataset: str
     """Path of the dataset that the record came from."""
     cost: v1.SimulationCost
+    rejected_answers: list[RejectedAnswer] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -219,9 +231,17 @@ def scored_of(result: v1.ScoredExplanation) -> ScoredExplanation:
 def proposals_of(response: v1.ProposeExplanationsResponse) -> Proposals:
     """Proposed explanations."""
     return Proposals(
-        [ProposedExplanation(each.explanation, each.provenance) for each in response.proposals],
+        [
+            ProposedExplanation(
+                each.explanation,
+                each.provenance,
+                each.train_correlation if each.HasField("train_correlation") else None,
+            )
+            for each in response.proposals
+        ],
         response.dataset,
         response.cost,
+        [RejectedAnswer(each.reason, each.beginning) for each in response.rejected_answers],
     )
 
 

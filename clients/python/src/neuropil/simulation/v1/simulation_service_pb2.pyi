@@ -324,24 +324,36 @@ class ProposeExplanationsRequest(_message.Message):
     def __init__(self, recorded_component: _Optional[_Union[RecordedComponent, _Mapping]] = ..., explainer: _Optional[str] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., max_sequences: _Optional[int] = ...) -> None: ...
 
 class ProposedExplanation(_message.Message):
-    __slots__ = ("explanation", "provenance")
+    __slots__ = ("explanation", "provenance", "train_correlation")
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_CORRELATION_FIELD_NUMBER: _ClassVar[int]
     explanation: str
     provenance: _simulation_pb2.ExplanationProvenance
-    def __init__(self, explanation: _Optional[str] = ..., provenance: _Optional[_Union[_simulation_pb2.ExplanationProvenance, _Mapping]] = ...) -> None: ...
+    train_correlation: float
+    def __init__(self, explanation: _Optional[str] = ..., provenance: _Optional[_Union[_simulation_pb2.ExplanationProvenance, _Mapping]] = ..., train_correlation: _Optional[float] = ...) -> None: ...
+
+class RejectedAnswer(_message.Message):
+    __slots__ = ("reason", "beginning")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BEGINNING_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    beginning: str
+    def __init__(self, reason: _Optional[str] = ..., beginning: _Optional[str] = ...) -> None: ...
 
 class ProposeExplanationsResponse(_message.Message):
-    __slots__ = ("explanations", "dataset", "cost", "proposals")
+    __slots__ = ("explanations", "dataset", "cost", "proposals", "rejected_answers")
     EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     PROPOSALS_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_ANSWERS_FIELD_NUMBER: _ClassVar[int]
     explanations: _containers.RepeatedScalarFieldContainer[str]
     dataset: str
     cost: _simulation_pb2.SimulationCost
     proposals: _containers.RepeatedCompositeFieldContainer[ProposedExplanation]
-    def __init__(self, explanations: _Optional[_Iterable[str]] = ..., dataset: _Optional[str] = ..., cost: _Optional[_Union[_simulation_pb2.SimulationCost, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[ProposedExplanation, _Mapping]]] = ...) -> None: ...
+    rejected_answers: _containers.RepeatedCompositeFieldContainer[RejectedAnswer]
+    def __init__(self, explanations: _Optional[_Iterable[str]] = ..., dataset: _Optional[str] = ..., cost: _Optional[_Union[_simulation_pb2.SimulationCost, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[ProposedExplanation, _Mapping]]] = ..., rejected_answers: _Optional[_Iterable[_Union[RejectedAnswer, _Mapping]]] = ...) -> None: ...
 
 class Budget(_message.Message):
     __slots__ = ("max_tokens", "max_calls")
