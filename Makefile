@@ -117,6 +117,10 @@ fuzz: setup ## Fuzz what reads files and requests: SECONDS= in all (600), new in
 faults-records: setup ## Let parts fail under load, SECONDS= each (60), and check every answer
 	$(BIN)/python -m tests.faults --seconds $(or $(SECONDS),60)
 
+.PHONY: bulk-crash
+bulk-crash: setup ## Kill the service 3 times in a bulk run of N= (1,000) explanations: is any lost?
+	$(BIN)/python -m tests.faults.bulk_crash --components $(or $(N),1000)
+
 .PHONY: load-records
 load-records: setup ## Many kinds of user at once: HOST=, USERS=, RATE= (a second), SECONDS=
 	$(BIN)/python -m tests.load.records_load --host '$(HOST)' --users $(or $(USERS),50) \
