@@ -28,7 +28,7 @@ from services.gateway.errors import (
 from services.gateway.gateway import Gateway
 from services.gateway.middleware import TIMEOUT_HEADER, RequestMiddleware
 from services.gateway.openapi import describe, operation_id
-from services.gateway.routes import batches, explainer, inference, later, pages, read
+from services.gateway.routes import batches, explainer, inference, pages, read
 from shared.errors import NeuropilError
 from shared.rpc.context import REQUEST_ID_KEY
 from shared.settings import Deployment
@@ -70,7 +70,7 @@ def create_app(deployment: Deployment) -> ASGIApp:
         generate_unique_id_function=operation_id,
         separate_input_output_schemas=False,
     )
-    routers = [module.router for module in (read, inference, batches, explainer, pages, later)]
+    routers = [module.router for module in (read, inference, batches, explainer, pages)]
     for router in routers:
         app.include_router(router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]

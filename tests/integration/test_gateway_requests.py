@@ -266,13 +266,6 @@ async def test_explanations_that_could_not_be_read_are_named_in_a_header(
     assert records.requests[2].neuron_dataset == "demo"
 
 
-async def test_a_route_of_a_later_release_is_501(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/explain", json={"any": "thing"})
-    assert answer.status_code == 501
-    assert answer.json()["code"] == "UNIMPLEMENTED"
-    assert "/explain" in answer.json()["message"]
-
-
 async def test_an_answer_over_the_message_limit_is_413() -> None:
     class Large(Servicer):
         async def ListDatasets(self, request: Any, context: Any) -> Any:

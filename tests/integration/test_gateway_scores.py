@@ -1,4 +1,4 @@
-"""The route that scores an explanation, over a socket, on a simulator that notes its calls."""
+"""The routes that explain and score, over a socket, on a service that notes its calls."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from neuropil.simulation import v1 as simulation_v1
+from shared.errors import FailedPrecondition
 from tests.integration.gateway_running import Servicer, gateway_to
 
 
@@ -71,6 +72,65 @@ async def test_bad_scores_name_the_field(changes: dict[str, Any], status: int, f
         answer = await client.post("/score", json=SCORE | changes)
         assert answer.status_code == status, answer.text
         assert answer.json()["field"] == field
+
+
+async def test_a_head_is_scored_by_the_way_that_the_service_takes_for_it() -> None:
+    simulation = Simulation(0.75)
+    async with gateway_to(simulation=simulation) as client:
+        answer = await client.post("/score", json=SCORE | {"dst": "attn_write_norm"})
+        assert answer.json() == {"score": 0.75, "datasetPath": "/records"}
+    assert simulation.requests[0].method == simulation_v1.SCORING_METHOD_UNSPECIFIED
+
+
+EXPLAIN = {key: SCORE[key] for key in ("dst", "layerIndex", "activationIndex", "datasets")}
+
+
+async def test_explanations_are_proposed() -> None:
+    requests = []
+
+    async def propose(request: Any, context: Any) -> Any:
+        requests.append(request)
+        return simulation_v1.ProposeExplanationsResponse(
+            explanations=["words about animals", "names – «ünïcode»"], dataset="/records"
+        )
+
+    async with gateway_to(simulation=Servicer(ProposeExplanations=propose)) as client:
+        answer = await client.post("/explain", json=EXPLAIN)
+        assert answer.json() == {
+            "explanations": ["words about animals", "names – «ünïcode»"],
+            "dataset": "/records",
+        }
+    (request,) = requests
+    assert request.explainer == ""
+    assert request.recorded_component.component.component_index == 1
+    assert list(request.recorded_component.datasets) == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "field"),
+    [
+        ({"dst": "nothing"}, 422, "dst"),
+        ({"layerIndex": None}, 422, "layerIndex"),
+        ({"activationIndex": -1}, 400, "activationIndex"),
+        ({"datasets": []}, 400, "datasets"),
+    ],
+)
+async def test_bad_requests_to_explain_name_the_field(
+    changes: dict[str, Any], status: int, field: str
+) -> None:
+    async with gateway_to(simulation=Servicer()) as client:
+        answer = await client.post("/explain", json=EXPLAIN | changes)
+        assert answer.status_code == status, answer.text
+        assert answer.json()["field"] == field
+
+
+async def test_why_nothing_is_explained_is_told() -> None:
+    async def propose(request: Any, context: Any) -> Any:
+        raise FailedPrecondition("nothing is active", reason="NOTHING_TO_EXPLAIN")
+
+    async with gateway_to(simulation=Servicer(ProposeExplanations=propose)) as client:
+        answer = await client.post("/explain", json=EXPLAIN)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "NOTHING_TO_EXPLAIN")
 
 
 async def test_a_score_stream_without_result_is_a_defect() -> None:

@@ -55,6 +55,13 @@ class NeuronDatasetMetadata(Answer):
     neuron_dataset_path: str
 
 
+class ExplanationResult(Answer):
+    """Proposed explanations, best first, and the dataset that the record was in."""
+
+    explanations: list[str]
+    dataset: str
+
+
 class ScoreResult(Answer):
     """The score, null where it is undefined, and the dataset that the record was in."""
 

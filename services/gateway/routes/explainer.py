@@ -1,4 +1,4 @@
-"""Routes around explanations: scoring them."""
+"""Routes around explanations: proposing and scoring them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,35 @@ from neuropil.simulation import v1
 from services.gateway.backends import calling
 from services.gateway.errors import internal_error
 from services.gateway.gateway import TheGateway, json_answer
-from services.gateway.requests.components import ScoreRequest
+from services.gateway.requests.components import NodeIdAndDatasets, ScoreRequest
 from services.gateway.responses.common import PROBLEMS
-from services.gateway.responses.records import ScoreResult
+from services.gateway.responses.records import ExplanationResult, ScoreResult
 from services.gateway.routes.read import component_message
 from shared.errors import InvalidArgument
 
 router = APIRouter(tags=["explainer"], responses=PROBLEMS)
 
 
+@router.post("/explain", response_model=ExplanationResult)
+async def explain(body: NodeIdAndDatasets, gateway: TheGateway) -> Response:
+    """Propose explanations of a component with the deployment's explainer, best first."""
+    request = v1.ProposeExplanationsRequest(
+        recorded_component=v1.RecordedComponent(
+            component=component_message(body), datasets=body.datasets
+        )
+    )
+    async with calling("simulation"):
+        proposed = await gateway.backends.simulation.ProposeExplanations(request)
+    return json_answer({"explanations": list(proposed.explanations), "dataset": proposed.dataset})
+
+
 @router.post("/score", response_model=ScoreResult)
 async def score(body: ScoreRequest, gateway: TheGateway) -> Response:
-    """Simulate and score an explanation with the deployment's simulator and calibration."""
+    """Score an explanation with the deployment's simulator and calibration.
+
+    The correlation of true and simulated activations; for an attention head the area under the ROC
+    curve of judged token pairs.
+    """
     if body.max_sequences == 0:
         raise InvalidArgument("maxSequences: must be at least 1", field="maxSequences")
     request = v1.ScoreExplanationRequest(
