@@ -349,6 +349,9 @@ async def test_bad_configurations_are_refused(tmp_path: Path) -> None:
         of_folder(DEMO, prompt="nothing-1")
     with pytest.raises(ConfigurationError, match="method all_at_once, not one_at_a_time"):
         of_folder(DEMO, "one_at_a_time", prompt="few_shot-1")
+    with pytest.raises(ConfigurationError, match="method chat, not"):
+        of_folder(DEMO, prompt="chat-1")
+    assert of_folder(DEMO, prompt="one_at_a_time-1").method == "one_at_a_time"
     missing = of_folder(tmp_path / "nothing")
     with pytest.raises(Unavailable, match="can't be loaded"):
         await simulated(missing, EXPLANATION, [SENTENCE])

@@ -17,7 +17,7 @@ from services.simulation.prompts.record_format import (
     format_sequences_for_simulation,
 )
 from services.simulation.prompts.simulation import (
-    DEFAULT_PROMPTS,
+    PROMPTS,
     AllAtOnceFile,
     AllAtOncePrompt,
     ChatPrompt,
@@ -50,9 +50,13 @@ def test_released_prompts_are_unchanged(name: str) -> None:
 
 
 def test_every_default_prompt_exists() -> None:
-    assert simulation_prompt(DEFAULT_PROMPTS["all_at_once"], AllAtOncePrompt)
-    assert simulation_prompt(DEFAULT_PROMPTS["one_at_a_time"], OneAtATimePrompt)
-    assert simulation_prompt(DEFAULT_PROMPTS["chat"], ChatPrompt)
+    assert PROMPTS["all_at_once"] == ALL_AT_ONCE
+    assert PROMPTS["one_at_a_time"] == ONE_AT_A_TIME
+    for method, names in PROMPTS.items():
+        for name in names:
+            kind = {"all_at_once": AllAtOncePrompt, "one_at_a_time": OneAtATimePrompt}
+            assert simulation_prompt(name, kind.get(method, ChatPrompt)).method == method
+    assert {name for names in PROMPTS.values() for name in names} == set(RELEASED)
     assert library.names("one_at_a_time") == ONE_AT_A_TIME
 
 

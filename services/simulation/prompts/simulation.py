@@ -247,12 +247,29 @@ class ChatPrompt:
 SimulationPrompt = AllAtOncePrompt | OneAtATimePrompt | ChatPrompt
 PromptT = TypeVar("PromptT", AllAtOncePrompt, OneAtATimePrompt, ChatPrompt)
 
-DEFAULT_PROMPTS = {
-    "all_at_once": "few_shot-1",
-    "one_at_a_time": "one_at_a_time-1",
-    "chat": "chat-1",
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "all_at_once": ("few_shot-1", "compact-1"),
+    "one_at_a_time": ("one_at_a_time-1", "one_at_a_time_compact-1"),
+    "chat": ("chat-1",),
 }
-"""The prompt file of a method where a configuration names none."""
+"""The prompt files of a method, the better ones first: the first that a model can read is taken
+where a configuration names none."""
+
+
+def logprob_prompt(name: str, method: str) -> AllAtOncePrompt | OneAtATimePrompt:
+    """The prompt of that name for a method; for `auto`, one of either.
+
+    Raises:
+        ConfigurationError: there is none of that name, or it is one for another method.
+    """
+    if method == "one_at_a_time":
+        return simulation_prompt(name, OneAtATimePrompt)
+    try:
+        return simulation_prompt(name, AllAtOncePrompt)
+    except ConfigurationError:
+        if method != "auto" or name not in library.names("one_at_a_time"):
+            raise
+    return simulation_prompt(name, OneAtATimePrompt)
 
 
 def simulation_prompt(name: str, as_: type[PromptT]) -> PromptT:

@@ -27,10 +27,11 @@ from services.simulation.language_models.local.language_model import (
 )
 from services.simulation.language_models.local.rows import Row, RowLogits
 from services.simulation.prompts.simulation import (
+    PROMPTS,
     AllAtOncePrompt,
     OneAtATimePrompt,
     Pieces,
-    simulation_prompt,
+    logprob_prompt,
 )
 from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.interface import (
@@ -54,12 +55,6 @@ if TYPE_CHECKING:
     from services.simulation.language_models.local.prefixes import Prefix
 
 Method = Literal["auto", "all_at_once", "one_at_a_time"]
-
-PROMPTS: dict[str, tuple[str, ...]] = {
-    "all_at_once": ("few_shot-1", "compact-1"),
-    "one_at_a_time": ("one_at_a_time-1", "one_at_a_time_compact-1"),
-}
-"""The prompts of a method, the better ones first; the first that fits the model is taken."""
 
 _ROOM_WANTED = 128
 """Ids that a prompt must leave for explanation and sequence, to be taken before a shorter one."""
@@ -108,8 +103,12 @@ class CausalLmSimulator(OneByOne):
         """
         self.name = name
         self.language_model = language_model
-        self.method = "all_at_once" if method == "auto" else method
-        self._prompts = [self._load_prompt(name) for name in _candidates(self.method, prompt)]
+        if prompt is not None:
+            self._prompts = [logprob_prompt(prompt, method)]
+        else:
+            named = PROMPTS["all_at_once" if method == "auto" else method]
+            self._prompts = [logprob_prompt(name, method) for name in named]
+        self.method = self._prompts[0].method
         self._batch_tokens = batch_tokens
         self._prepared: _Prepared | None = None
 
@@ -167,11 +166,6 @@ class CausalLmSimulator(OneByOne):
             work = partial(self._simulate_steps, explanation=explanation, batch=batch)
             for result in await self.language_model.run(work):
                 yield result
-
-    def _load_prompt(self, name: str) -> AllAtOncePrompt | OneAtATimePrompt:
-        if self.method == "all_at_once":
-            return simulation_prompt(name, AllAtOncePrompt)
-        return simulation_prompt(name, OneAtATimePrompt)
 
     def _batches(self, sequences: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
         """Sequences that run together; a prompt a token fills a batch with one sequence."""
@@ -325,10 +319,6 @@ def _shared_ids(tokenizer: PieceTokenizer, pieces: Pieces) -> tuple[int, ...]:
     except InvalidInput as error:
         # The prompt is ours: no caller can mend it.
         raise FailedPrecondition(error.message, reason="TOKENIZER_NOT_SERVED") from error
-
-
-def _candidates(method: str, prompt: str | None) -> tuple[str, ...]:
-    return PROMPTS[method] if prompt is None else (prompt,)
 
 
 def _capabilities(method: str, model: LocalModel, prepared: _Prepared) -> Iterator[str]:

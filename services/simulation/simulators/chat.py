@@ -14,7 +14,7 @@ from services.simulation.language_models.interface import GenerationOptions
 from services.simulation.language_models.remote.model import RemoteLanguageModel
 from services.simulation.language_models.remote.ordered import in_order
 from services.simulation.parsing.structured_answers import read_structured_answer
-from services.simulation.prompts.simulation import DEFAULT_PROMPTS, ChatPrompt, simulation_prompt
+from services.simulation.prompts.simulation import PROMPTS, ChatPrompt, simulation_prompt
 from services.simulation.simulators.interface import OneByOne, SimulatedSequence, check_request
 from services.simulation.simulators.server_windows import Windows, simulate_in_windows
 
@@ -40,7 +40,7 @@ class ChatSimulator(OneByOne):
         self.name = name
         self.model = language_model.version
         self.language_model = language_model
-        self._prompt = simulation_prompt(prompt or DEFAULT_PROMPTS["chat"], ChatPrompt)
+        self._prompt = simulation_prompt(prompt or PROMPTS["chat"][0], ChatPrompt)
         self.prompt_version = self._prompt.version
 
     @property

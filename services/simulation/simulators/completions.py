@@ -30,9 +30,10 @@ from services.simulation.parsing.value_logprobs import (
     value_distribution,
 )
 from services.simulation.prompts.simulation import (
+    PROMPTS,
     AllAtOncePrompt,
     OneAtATimePrompt,
-    simulation_prompt,
+    logprob_prompt,
 )
 from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.interface import (
@@ -51,16 +52,11 @@ from services.simulation.simulators.server_windows import (
     simulate_in_windows,
     without_values,
 )
-from shared.errors import ConfigurationError, FailedPrecondition, ResourceExhausted
+from shared.errors import FailedPrecondition, ResourceExhausted
 
 Method = Literal["auto", "all_at_once", "one_at_a_time"]
 LogprobPrompt = AllAtOncePrompt | OneAtATimePrompt
 
-PROMPTS = {
-    "all_at_once": ("few_shot-1", "compact-1"),
-    "one_at_a_time": ("one_at_a_time-1", "one_at_a_time_compact-1"),
-}
-"""The prompts of a method, the better ones first; the first that the server reads is taken."""
 MAY_BE_TEN = 0.005
 """Where a tokenizer makes "1" and "0" of "10": a 1 less probable than this is taken as a 1."""
 _SAMPLE = ("a", ["a"])
@@ -101,7 +97,7 @@ class CompletionsSimulator(OneByOne):
         self.model = language_model.version
         self.language_model = language_model
         self._method: Method = method
-        self._configured = None if prompt is None else _configured(prompt, method)
+        self._configured = None if prompt is None else logprob_prompt(prompt, method)
         if isinstance(self._configured, OneAtATimePrompt):
             self._method = "one_at_a_time"
         self._plan: Plan | None = None
@@ -176,7 +172,7 @@ class CompletionsSimulator(OneByOne):
         """The best of the method's prompts that is not too long for the server's model."""
         api = self.language_model.completions
         for name in PROMPTS[method]:
-            prompt = _configured(name, "auto")
+            prompt = logprob_prompt(name, method)
             text = prompt.text(*_SAMPLE).text
             try:
                 await (api.echoed(text, way) if way is not None else api.next_token(text, logprobs))
@@ -301,12 +297,3 @@ class CompletionsSimulator(OneByOne):
         if not is_logprob(logprob):
             return NOT_A_LOGPROB, cost
         return min(1.0, float(np.exp(logprob))), cost
-
-
-def _configured(name: str, method: Method) -> LogprobPrompt:
-    try:
-        return simulation_prompt(name, AllAtOncePrompt)
-    except ConfigurationError:
-        if method == "all_at_once":
-            raise
-    return simulation_prompt(name, OneAtATimePrompt)
