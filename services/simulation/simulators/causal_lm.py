@@ -83,8 +83,8 @@ class CausalLmSimulator(OneByOne):
     kind: ClassVar[str] = "causal_lm"
     has_exact_probabilities: ClassVar[bool] = True
     description: ClassVar[str] = (
-        "Asks a local language model how strongly each token fits, given examples; as good as the "
-        "model, which should have a billion parameters or more."
+        "Asks a local language model how strongly each token fits, given examples; as good as that "
+        "model is: one of a few million parameters is hardly better than chance."
     )
 
     def __init__(
