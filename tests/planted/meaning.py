@@ -55,6 +55,15 @@ class Meaning:
             result[position] = ACTIVE * (strengths.get(word, 0.0) if strengths else 1.0)
         return result
 
+    def of_numbers(self, words: NDArray[np.int64]) -> NDArray[np.float64]:
+        """True activations [sequences, tokens] of numbers of words, the same as `activations`."""
+        shares = np.array([self.strengths.get(word, 0.0) if self.words else 1.0 for word in WORDS])
+        result = ACTIVE * shares[words]
+        if self.after:
+            result[:, 0] = 0.0
+            result[:, 1:][words[:, :-1] != WORDS.index(self.after)] = 0.0
+        return result
+
 
 def _word(word: str) -> Meaning:
     return Meaning(f"the word '{word}'", ((word, 1.0),))
@@ -95,21 +104,23 @@ _FOLLOWERS = {"with": ("red", 0.3), "the": ("city", 0.25), "of": ("gold", 0.3)}
 """Words that are more probable after others, so that pairs are seen often enough."""
 
 
-def sentence(rng: np.random.Generator, length: int) -> tuple[str, ...]:
-    """Tokens: half of them common words, the rest from all classes."""
-    words: list[str] = []
-    for _ in range(length):
-        follower, chance = _FOLLOWERS.get(words[-1] if words else "", ("", 0.0))
-        if rng.random() < chance:
-            words.append(follower)
-        elif rng.random() < 0.5:
-            words.append(COMMON[rng.integers(len(COMMON))])
-        else:
-            words.append(WORDS[rng.integers(len(COMMON), len(WORDS))])
-    return tuple(f" {word}" for word in words)
+def sentences(rng: np.random.Generator, count: int, length: int) -> NDArray[np.int64]:
+    """Numbers of words [count, length]: half of them common words, the rest from all classes."""
+    result = np.empty((count, length), dtype=np.int64)
+    before = np.full(count, -1)
+    for position in range(length):
+        common = rng.integers(len(COMMON), size=count)
+        classed = rng.integers(len(COMMON), len(WORDS), size=count)
+        words = np.where(rng.random(count) < 0.5, common, classed)
+        chances = rng.random(count)
+        for first, (second, chance) in _FOLLOWERS.items():
+            follows = (before == WORDS.index(first)) & (chances < chance)
+            words[follows] = WORDS.index(second)
+        result[:, position] = before = words
+    return result
 
 
-def text(seed: int, sentences: int, length: int) -> list[tuple[str, ...]]:
-    """Sentences, the same for the same seed."""
-    rng = np.random.default_rng(seed)
-    return [sentence(rng, length) for _ in range(sentences)]
+def text(seed: int, count: int, length: int) -> list[tuple[str, ...]]:
+    """Sentences as tokens, the same for the same seed."""
+    numbers = sentences(np.random.default_rng(seed), count, length)
+    return [tuple(f" {WORDS[number]}" for number in row) for row in numbers.tolist()]
