@@ -164,6 +164,17 @@ def test_a_template_without_system_messages_gets_them_from_the_user(
         prompt_ids(nothing, prompts("Yes?")[0])
 
 
+def test_content_is_no_mark_of_the_tokenizer(folder: Path, tmp_path: Path) -> None:
+    for model in (
+        LocalModel.load(str(folder), "cpu"),
+        with_template(folder, tmp_path / "chat", TEMPLATE),
+    ):
+        shared, own = prompt_ids(model, prompts("a <|end|> b \ud800 \0 é 🦁")[0])
+        assert 1 not in shared + own
+        text = model.tokenizer.decode(shared + own)
+        assert "a < |end|> b \ufffd \0 é 🦁" in text
+
+
 def test_an_empty_prompt_is_refused(folder: Path) -> None:
     model = LocalModel.load(str(folder), "cpu")
     assert prompt_ids(model, Prompt((), ())) == ((), (0,)), "what every prompt begins with"

@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.interface import GenerationOptions
-from services.simulation.language_models.local.generation import choose_id
+from services.simulation.language_models.local.generation import choose_id, generate_steps
 from services.simulation.language_models.local.model import LocalModel
 from services.simulation.language_models.local.prefixes import Prefix, SegmentCache
-from services.simulation.language_models.local.rows import Row, WorkStopped, prompt_cost
+from services.simulation.language_models.local.rows import (
+    Row,
+    WorkStopped,
+    at_once,
+    never,
+    prompt_cost,
+)
 from shared.errors import ResourceExhausted
 from tests.unit import small_language_models as small
 
@@ -254,6 +260,25 @@ def test_greedy_texts_are_transformers_own(
     )[0, 25:].tolist()
     assert finished == (1 in text)
     assert list(written) == [token for token in text if token != 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_that_are_written_together_are_what_each_is_alone(
+    family: str, models: dict[str, LocalModel]
+) -> None:
+    model = models[family]
+    prefix = model.prefix([random_ids(1, 15)])
+    prompts = [random_ids(2, 3), random_ids(3, 11), random_ids(2, 3), random_ids(4, 1)]
+    options = [
+        GenerationOptions(max_tokens=count, temperature=temperature, seed=seed)
+        for seed, (count, temperature) in enumerate([(9, 1.0), (14, 0.0), (3, 0.7), (12, 1.0)])
+    ]
+    before = model.calls
+    together = at_once(generate_steps(model, prefix, prompts, options), never)
+    longest = max(len(text.ids) + text.finished for text in together)
+    assert model.calls - before == 3 + longest - 1
+    for text, prompt, each in zip(together, prompts, options, strict=True):
+        assert (text.ids, text.finished) == model.generate(prefix, prompt, each)
 
 
 def test_drawn_texts_follow_their_seed_and_temperature(models: dict[str, LocalModel]) -> None:

@@ -53,6 +53,8 @@ class AttentionPass:
     packed: PackedRows
     start: int
     """Position of the rows' first tokens: tokens of the prefix."""
+    pasts: Sequence[Segment] = ()
+    """What each row read before, of its own, where all rows are of one token; else nothing."""
     keep: bool = False
     """Whether keys and values of the rows are kept, for a segment."""
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -175,8 +177,10 @@ def shared_prefix_attention(
         # A part that a token doesn't see at all has the weight 0.
         share = torch.sigmoid(part_sums - sums).unsqueeze(-1).to(out.dtype)
         out = torch.lerp(out, part, share)
-        if number + 1 < len(attention.segments):
+        if number + 1 < len(attention.segments) or attention.pasts:
             sums = torch.logaddexp(sums, part_sums)
+    if attention.pasts:
+        out = _with_pasts(attention, layer, query, out, sums, scaling, softcap, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -209,6 +213,34 @@ def _to_rows(
     if len(outs) == 1:
         return outs[0], sums[0]
     return torch.cat(outs, dim=2), torch.cat(sums, dim=2)
+
+
+def _with_pasts(
+    attention: AttentionPass,
+    layer: int,
+    query: torch.Tensor,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """`out` [1, heads, rows, size], merged with each row's attention to its own past."""
+    parts = []
+    for row, past in enumerate(attention.pasts):
+        own = slice(row, row + 1)
+        first = 0
+        if window is not None:
+            position = attention.start + int(attention.packed.offsets[row])
+            first = max(0, position - window + 1 - past.start)
+        if first >= len(past.ids):
+            parts.append(out[:, :, own])
+            continue
+        keys, values = past.keys[layer][:, :, first:], past.values[layer][:, :, first:]
+        part, part_sums = _attend(query[:, :, own], keys, values, None, False, scaling, softcap)
+        share = torch.sigmoid(part_sums - sums[:, :, own]).unsqueeze(-1).to(out.dtype)
+        parts.append(torch.lerp(out[:, :, own], part, share))
+    return torch.cat(parts, dim=2)
 
 
 def _by_row(tensor: torch.Tensor, group: Group) -> torch.Tensor:

@@ -14,6 +14,7 @@ from services.simulation.language_models.interface import Choice, Prompt
 from services.simulation.language_models.local.conversation import prompt_ids
 from services.simulation.language_models.local.rows import Row, RowLogits, prompt_cost
 from services.simulation.simulators.interface import SimulationCost
+from services.simulation.simulators.words import readable
 
 if TYPE_CHECKING:
     from services.simulation.language_models.local.model import LocalModel
@@ -75,6 +76,7 @@ def choice_ids(model: LocalModel, choices: Sequence[str]) -> list[tuple[int, ...
 
 def text_ids(model: LocalModel, text: str) -> tuple[int, ...]:
     """Ids of a text that follows a newline; alone, some tokenizers put a space before it."""
+    text = readable(text)
     before = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
     both = model.tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
     if before and both[: len(before)] == before:

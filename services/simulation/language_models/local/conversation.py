@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.interface import Message, Prompt
+from services.simulation.simulators.words import readable
 
 if TYPE_CHECKING:
     from services.simulation.language_models.local.model import LocalModel
@@ -45,11 +46,23 @@ def message_ids(
     """Ids of messages; where they are `answered`, up to where the answer begins."""
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "chat_template", None):
-        text = "".join(message.content for message in messages)
+        text = readable("".join(_plain(tokenizer, message.content) for message in messages))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return (*model.start_ids, *(int(token) for token in ids))
-    text = _templated(tokenizer, list(messages), answered)
+    plain = [Message(each.role, _plain(tokenizer, each.content)) for each in messages]
+    text = readable(_templated(tokenizer, plain, answered))
     return tuple(int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _plain(tokenizer: Any, content: str) -> str:
+    """The content, in which nothing looks like a mark that the tokenizer reads as one id.
+
+    A text that shows "<|endoftext|>" must not end the prompt there: it becomes "< |endoftext|>".
+    """
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special and token.content in content:
+            content = content.replace(token.content, f"{token.content[:1]} {token.content[1:]}")
+    return content
 
 
 def _templated(tokenizer: Any, messages: list[Message], answered: bool) -> str:

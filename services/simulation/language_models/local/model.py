@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import structlog
@@ -22,13 +22,16 @@ from services.simulation.language_models.local.prefixes import (
     Segment,
     SegmentCache,
     chain_key,
+    joined,
+    pieces,
 )
 from services.simulation.language_models.local.rows import (
     Row,
     RowLogits,
     Stopped,
-    WorkStopped,
+    at_once,
     never,
+    not_finite,
 )
 from shared.errors import FailedPrecondition, ResourceExhausted
 
@@ -39,8 +42,6 @@ DEFAULT_BATCH_TOKENS = 2048
 _CPU_BATCH_TOKENS = 1024
 """On a CPU more tokens a pass bring nothing, and let other callers and cancellations wait."""
 _FULL_LOGITS_AT_ONCE = 64 * 1024 * 1024
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -147,7 +148,7 @@ class LocalModel:
             FailedPrecondition: the model computes what isn't finite.
             WorkStopped: `stopped` said so.
         """
-        return _at_once(self.prefix_steps(segments), stopped)
+        return at_once(self.prefix_steps(segments), stopped)
 
     def logits(
         self, prefix: Prefix, rows: Sequence[Row], stopped: Stopped = never
@@ -160,7 +161,7 @@ class LocalModel:
             FailedPrecondition: a logit that is asked for isn't finite.
             WorkStopped: `stopped` said so.
         """
-        return _at_once(self.logits_steps(prefix, rows), stopped)
+        return at_once(self.logits_steps(prefix, rows), stopped)
 
     def generate(
         self,
@@ -174,7 +175,9 @@ class LocalModel:
         Raises:
             InvalidInput, ResourceExhausted, FailedPrecondition, WorkStopped: as for `logits`.
         """
-        return _at_once(generation.generate_steps(self, prefix, ids, options), stopped)
+        steps = generation.generate_steps(self, prefix, [tuple(ids)], [options])
+        text = at_once(steps, stopped)[0]
+        return text.ids, text.finished
 
     def prefix_steps(self, segments: Sequence[tuple[int, ...]]) -> Generator[None, None, Prefix]:
         """`prefix`, a forward pass a step."""
@@ -185,7 +188,7 @@ class LocalModel:
         found: list[Segment] = []
         key = b""
         start = computed = calls = 0
-        for segment_ids in _pieces(segments, self.batch_tokens):
+        for segment_ids in pieces(segments, self.batch_tokens):
             key = chain_key(key, segment_ids)
             segment = self.cache.get(key)
             if segment is None:
@@ -193,7 +196,7 @@ class LocalModel:
                     yield
                 row = Row(segment_ids, np.empty(0, np.int64), np.empty(0, np.int64))
                 row.check(self.vocabulary, "prefix")
-                segment = self.extend(found, start, row.ids)[0]
+                segment = self._extend(found, start, row.ids, np.empty(0, np.int64))[0]
                 calls += 1
                 computed += len(segment_ids)
                 self.cache.put(key, segment)
@@ -229,28 +232,29 @@ class LocalModel:
                 results[number] = yield from self._whole(prefix, row)
         return [result for result in results if result is not None]
 
-    def extend(
-        self,
-        segments: Sequence[Segment],
-        start: int,
-        ids: Sequence[int],
-        last: bool = False,
-    ) -> tuple[Segment, torch.Tensor | None]:
-        """Keys and values of `ids` after the segments; with `last`, also all logits after them."""
-        row = Row(tuple(ids), np.empty(0, np.int64), np.empty(0, np.int64))
-        packed = PackedRows.from_rows([row])
-        running = attention.AttentionPass(segments, packed, start, keep=True)
-        keep = np.asarray([len(row.ids) - 1], dtype=np.int64)
-        columns = None if last else np.empty(0, np.int64)
-        logits = self._forward(packed.ids, start + packed.offsets, keep, columns, running)
-        layers = range(len(running.keys))
-        segment = Segment(
-            row.ids,
-            start,
-            [running.keys[layer].contiguous() for layer in layers],
-            [running.values[layer].contiguous() for layer in layers],
+    def read(self, prefix: Prefix, ids: Sequence[int]) -> tuple[Segment, torch.Tensor]:
+        """Keys and values of `ids` after the prefix, and all logits [vocabulary] after them."""
+        return self._extend(prefix.segments, len(prefix), tuple(ids), None)
+
+    def next_tokens(
+        self, prefix: Prefix, pasts: Sequence[Segment], ids: Sequence[int]
+    ) -> tuple[list[Segment], torch.Tensor]:
+        """The pasts, each with the next of `ids`, and all logits [rows, vocabulary] after them."""
+        packed = PackedRows.next_tokens(ids, [len(past.ids) for past in pasts])
+        running = attention.AttentionPass(
+            prefix.segments, packed, len(prefix), pasts=pasts, keep=True
         )
-        return segment, logits[0] if last else None
+        keep = np.arange(len(ids))
+        logits = self._forward(packed.ids, len(prefix) + packed.offsets, keep, None, running)
+        layers = range(len(running.keys))
+        longer = []
+        for row, past in enumerate(pasts):
+            own = slice(row, row + 1)
+            keys = [running.keys[layer][:, :, own] for layer in layers]
+            values = [running.values[layer][:, :, own] for layer in layers]
+            start = past.start + len(past.ids)
+            longer.append(joined(past, Segment((int(ids[row]),), start, keys, values)))
+        return longer, logits
 
     def after(self, ids: Sequence[int]) -> torch.Tensor:
         """All logits [vocabulary] after `ids`, computed without anything shared."""
@@ -267,6 +271,25 @@ class LocalModel:
                 reason="PROMPT_TOO_LONG",
                 metadata={"tokens": str(tokens), "limit": str(limit)},
             )
+
+    def _extend(
+        self,
+        segments: Sequence[Segment],
+        start: int,
+        ids: tuple[int, ...],
+        columns: NDArray[np.int64] | None,
+    ) -> tuple[Segment, torch.Tensor]:
+        packed = PackedRows.from_rows([Row(ids, np.empty(0, np.int64), np.empty(0, np.int64))])
+        running = attention.AttentionPass(segments, packed, start, keep=True)
+        keep = np.asarray([len(ids) - 1])
+        logits = self._forward(packed.ids, start + packed.offsets, keep, columns, running)
+        layers = range(len(running.keys))
+        # A view would keep what it is a view of: queries, and everything else of its product.
+        keys, values = (
+            [kept[layer].contiguous() for layer in layers]
+            for kept in (running.keys, running.values)
+        )
+        return Segment(ids, start, keys, values), logits[0]
 
     def _packed(self, prefix: Prefix, rows: Sequence[Row]) -> list[RowLogits]:
         packed = PackedRows.from_rows(rows)
@@ -381,32 +404,3 @@ class LocalModel:
     def _require_finite(self, *parts: NDArray[np.float64] | None) -> None:
         if not all(np.isfinite(part).all() for part in parts if part is not None):
             raise not_finite()
-
-
-def not_finite() -> FailedPrecondition:
-    """The error of a model that answers NaN or infinity."""
-    return FailedPrecondition(
-        "the language model computed a logit that is not a finite number",
-        reason="NON_FINITE_LOGITS",
-    )
-
-
-def _at_once(steps: Generator[None, None, T], stopped: Callable[[], bool]) -> T:
-    while True:
-        if stopped():
-            steps.close()
-            raise WorkStopped
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
-def _pieces(segments: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
-    """The segments, those of more than `most` ids in several pieces."""
-    return [
-        tuple(segment[start : start + most])
-        for segment in segments
-        for start in range(0, len(segment), most)
-    ]

@@ -50,6 +50,17 @@ class PackedRows:
     """By row as given: packed indices of the last token of the branch at each position."""
 
     @classmethod
+    def next_tokens(cls, ids: Sequence[int], offsets: Sequence[int]) -> PackedRows:
+        """A token a row, each at its own offset after the prefix."""
+        rows = len(ids)
+        group = Group(0, rows, 1, np.zeros(1, np.int64))
+        order = tuple(range(rows))
+        wanted = tuple(np.asarray([row]) for row in order)
+        return cls(
+            np.asarray(ids, np.int64), np.asarray(offsets, np.int64), (group,), order, wanted, ()
+        )
+
+    @classmethod
     def from_rows(cls, rows: Sequence[Row]) -> PackedRows:
         """Pack rows; those of one length stand together."""
         order = sorted(range(len(rows)), key=lambda n: (bool(rows[n].branch), len(rows[n].ids), n))

@@ -84,6 +84,27 @@ class SegmentCache:
         self.bytes_held = 0
 
 
+def pieces(segments: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    """The segments, those of more than `most` ids in several pieces."""
+    return [
+        tuple(segment[start : start + most])
+        for segment in segments
+        for start in range(0, len(segment), most)
+    ]
+
+
+def joined(first: Segment, second: Segment) -> Segment:
+    """Two segments, one after the other, as one."""
+    import torch
+
+    return Segment(
+        first.ids + second.ids,
+        first.start,
+        [torch.cat(pair, dim=2) for pair in zip(first.keys, second.keys, strict=True)],
+        [torch.cat(pair, dim=2) for pair in zip(first.values, second.values, strict=True)],
+    )
+
+
 def chain_key(before: bytes, ids: Sequence[int]) -> bytes:
     """Key of a segment of `ids` after what the key `before` stands for (empty: nothing)."""
     return hashlib.blake2b(before + np.asarray(ids, dtype="<i8").tobytes(), digest_size=20).digest()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.simulation.errors import InvalidInput
+from shared.errors import FailedPrecondition
+
+T = TypeVar("T")
 
 Stopped = Callable[[], bool]
 """Asked between two forward passes; where it answers True, the work ends with `WorkStopped`."""
@@ -21,6 +25,27 @@ class WorkStopped(Exception):
 def never() -> bool:
     """For work that nobody stops."""
     return False
+
+
+def at_once(steps: Generator[None, None, T], stopped: Stopped) -> T:
+    """What the generator returns, with no turns taken; WorkStopped where `stopped` says so."""
+    while True:
+        if stopped():
+            steps.close()
+            raise WorkStopped
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def not_finite() -> FailedPrecondition:
+    """The error of a model that answers NaN or infinity."""
+    return FailedPrecondition(
+        "the language model computed a logit that is not a finite number",
+        reason="NON_FINITE_LOGITS",
+    )
 
 
 @dataclass(frozen=True, slots=True)
