@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.local.language_model import LocalLanguageModel
+from services.simulation.language_models.local.model import LocalModel
 from services.simulation.prompts.simulation import (
     AllAtOncePrompt,
     OneAtATimePrompt,
@@ -444,6 +445,25 @@ async def test_leaving_the_iteration_stops_the_computation(demo: CausalLmSimulat
     ended = model.calls
     await simulated(demo, EXPLANATION, [[" a"]])
     assert model.calls == ended + 1
+
+
+async def test_it_finds_out_without_a_call(tmp_path: Path) -> None:
+    ready, refused = of_folder(DEMO), of_folder(DEMO, prompt="few_shot-1")
+    for simulator in (ready, refused):
+        simulator.start()
+        # The model's thread has done what was submitted before.
+        await asyncio.wrap_future(simulator.language_model.submit(nothing))
+    assert ready.state == "ready"
+    assert ready.prompt_version.startswith("compact-1+")
+    assert len(ready.capabilities) == 3
+    assert refused.state.startswith("failed: the prompt few_shot-1+")
+    assert refused.capabilities == ()
+    await ready.close()
+    await refused.close()
+
+
+def nothing(model: LocalModel) -> Generator[None, None, None]:
+    yield
 
 
 async def test_a_closed_simulator_is_unavailable() -> None:

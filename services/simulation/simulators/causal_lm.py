@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+import structlog
 
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.local.language_model import (
@@ -53,6 +55,8 @@ from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted
 if TYPE_CHECKING:
     from services.simulation.language_models.local.model import LocalModel
     from services.simulation.language_models.local.prefixes import Prefix
+
+_log = structlog.get_logger(__name__)
 
 Method = Literal["auto", "all_at_once", "one_at_a_time"]
 
@@ -111,6 +115,7 @@ class CausalLmSimulator(OneByOne):
         self.method = self._prompts[0].method
         self._batch_tokens = batch_tokens
         self._prepared: _Prepared | None = None
+        self._failure = ""
 
     @property
     def model(self) -> str:
@@ -120,32 +125,28 @@ class CausalLmSimulator(OneByOne):
     @property
     def prompt_version(self) -> str:
         """Version of the prompt; before the model is loaded, of the one that is tried first."""
-        prepared = self._prepared_or_none()
-        return prepared.prompt.version if prepared else self._prompts[0].version
+        return self._prepared.prompt.version if self._prepared else self._prompts[0].version
 
     @property
     def state(self) -> str:
         """As `Simulator.state`."""
-        model = self.language_model.model
-        if model is None:
+        if self.language_model.state != "ready":
             return self.language_model.state
-        try:
-            self._prepare(model)
-        except NeuropilError as error:
-            return f"failed: {error.message}"
-        return "ready"
+        if self._prepared is not None:
+            return "ready"
+        return f"failed: {self._failure}" if self._failure else "loading"
 
     @property
     def capabilities(self) -> tuple[str, ...]:
         """As `Simulator.capabilities`."""
-        model, prepared = self.language_model.model, self._prepared_or_none()
+        model, prepared = self.language_model.model, self._prepared
         if model is None or prepared is None:
             return ()
         return tuple(_capabilities(self.method, model, prepared))
 
     def start(self) -> None:
         """Load the model in the background; a call that comes earlier waits for it."""
-        self.language_model.start()
+        self.language_model.submit(self._prepare_steps).add_done_callback(self._report)
 
     async def close(self) -> None:
         """Stop after the running forward pass."""
@@ -181,39 +182,49 @@ class CausalLmSimulator(OneByOne):
         if batch:
             yield batch
 
-    def _prepared_or_none(self) -> _Prepared | None:
-        model = self.language_model.model
-        if model is None:
-            return None
-        try:
-            return self._prepare(model)
-        except NeuropilError:
-            return None
+    def _prepare_steps(self, model: LocalModel) -> Generator[None, None, None]:
+        self._prepare(model)
+        yield
+
+    def _report(self, loading: Future[None]) -> None:
+        if loading.cancelled():
+            return
+        error = loading.exception()
+        if error is None:
+            _log.info("simulator_loaded", simulator=self.name, capabilities=self.capabilities)
+        else:
+            # Calls try again, and answer the error if that fails too.
+            _log.error("simulator_not_loaded", simulator=self.name, error=str(error))
 
     def _prepare(self, model: LocalModel) -> _Prepared:
         if self._prepared is None:
-            tokenizer = PieceTokenizer.of_transformers(model.tokenizer)
-            reading = ValueReading.of(tokenizer)
-            for position, prompt in enumerate(self._prompts):
-                shared = _shared_ids(tokenizer, prompt.shared)
-                limit, last = model.max_positions, position == len(self._prompts) - 1
-                room = None if limit is None else limit - len(shared)
-                if room is not None and room < (_LEAST_ROOM if last else _ROOM_WANTED):
-                    continue
+            try:
+                self._prepared = self._fitting(model)
+            except NeuropilError as error:
+                self._failure = error.message
+                raise
+        return self._prepared
+
+    def _fitting(self, model: LocalModel) -> _Prepared:
+        """The first prompt that the model's context has room for, in the model's tokens."""
+        tokenizer = PieceTokenizer.of_transformers(model.tokenizer)
+        reading = ValueReading.of(tokenizer)
+        limit = model.max_positions
+        for prompt in self._prompts:
+            shared = _shared_ids(tokenizer, prompt.shared)
+            wanted = _LEAST_ROOM if prompt is self._prompts[-1] else _ROOM_WANTED
+            if limit is None or limit - len(shared) >= wanted:
                 planner: SequencePlanner = (
                     AllAtOnceRows(prompt, tokenizer)
                     if isinstance(prompt, AllAtOncePrompt)
                     else OneAtATimeRows(prompt, tokenizer)
                 )
-                self._prepared = _Prepared(prompt, tokenizer, reading, planner, shared)
-                break
-            else:
-                raise FailedPrecondition(
-                    f"the prompt {prompt.version} takes {len(shared)} of the {limit} tokens that "
-                    "the model reads; another prompt or model is needed",
-                    reason="CONTEXT_TOO_SHORT",
-                )
-        return self._prepared
+                return _Prepared(prompt, tokenizer, reading, planner, shared)
+        raise FailedPrecondition(
+            f"the prompt {prompt.version} takes {len(shared)} of the {limit} tokens that the model "
+            "reads; another prompt or model is needed",
+            reason="CONTEXT_TOO_SHORT",
+        )
 
     def _simulate_steps(
         self, model: LocalModel, *, explanation: str, batch: Sequence[Sequence[str]]

@@ -88,12 +88,11 @@ class LocalLanguageModel:
         Raises:
             Unavailable: the model can't be loaded, or is closed.
         """
+        return await self._worker.run(lambda: self._steps(work))
 
-        def steps() -> Generator[None, None, T]:
-            model = yield from self._load_steps()
-            return (yield from work(model))
-
-        return await self._worker.run(steps)
+    def submit(self, work: Callable[[LocalModel], Generator[None, None, T]]) -> Future[T]:
+        """As `run`, without waiting for it."""
+        return self._worker.submit(lambda: self._steps(work))
 
     async def choose(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[Choice]:
         """For each prompt, how probable the choices are as what comes next; see `choosing`."""
@@ -109,6 +108,12 @@ class LocalLanguageModel:
         from services.simulation.language_models.local import writing
 
         return await self.run(lambda model: writing.write_steps(model, prompts, options))
+
+    def _steps(
+        self, work: Callable[[LocalModel], Generator[None, None, T]]
+    ) -> Generator[None, None, T]:
+        model = yield from self._load_steps()
+        return (yield from work(model))
 
     def _load_steps(self) -> Generator[None, None, LocalModel]:
         if self._model is None:
