@@ -185,23 +185,21 @@ async def test_a_simulator_without_a_language_model_cannot_explain() -> None:
     await simulator.close()
 
 
-async def test_a_local_model_writes_the_same_for_the_same_seed(tmp_path: Path) -> None:
+async def test_a_local_model_writes_the_same_each_time(tmp_path: Path) -> None:
     configuration = configurations()["gpt2"]
-    configuration.n_positions = 8192
+    configuration.n_positions, configuration.n_layer = 8192, 1
     model = LocalLanguageModel(str(save(configuration, tmp_path / "model")))
     simulator = CausalLmSimulator("local", model)
     explainer = LanguageModelExplainer("llm", simulator)
     outcomes = []
     for _ in range(2):
         try:
-            found = await explainer.propose(
-                EVIDENCE, ProposalOptions(count=2, seed=1, max_sequences=1)
-            )
+            found = await explainer.propose(EVIDENCE, ProposalOptions(max_sequences=1))
             outcomes.append([e.text for e in found.explanations])
         except FailedPrecondition as error:
             # Random weights write nonsense, which has to be told as such.
             outcomes.append([error.reason])
     assert outcomes[0] == outcomes[1]
-    assert len(outcomes[0]) == 2 or outcomes[0] == ["NO_EXPLANATION"]
+    assert len(outcomes[0]) == 1
     await simulator.close()
     await model.close()
