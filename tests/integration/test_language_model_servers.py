@@ -103,7 +103,7 @@ async def test_what_does_not_pass_ends(
     [
         ("400", FailedPrecondition, "LANGUAGE_MODEL_SERVER_REFUSES"),
         ("404", FailedPrecondition, "LANGUAGE_MODEL_SERVER_REFUSES"),
-        ("422", FailedPrecondition, "LANGUAGE_MODEL_SERVER_REFUSES"),
+        ("501", FailedPrecondition, "LANGUAGE_MODEL_SERVER_REFUSES"),
         ("401", FailedPrecondition, "LANGUAGE_MODEL_KEY_REFUSED"),
         ("403", FailedPrecondition, "LANGUAGE_MODEL_KEY_REFUSED"),
         ("413", ResourceExhausted, "PROMPT_TOO_LONG"),

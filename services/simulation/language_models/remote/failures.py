@@ -100,7 +100,7 @@ def failure_of(
         return ServerFailure(
             error, may_pass=not used_up, retry_after=retry_after, concerns_all=True
         )
-    if status >= 500 or status in (408, 409, 425):
+    if (status >= 500 and status != 501) or status in (408, 409, 425):
         error = Unavailable(
             f"{place} fails with HTTP {status}{said}",
             reason="LANGUAGE_MODEL_SERVER_FAILS",
@@ -109,7 +109,7 @@ def failure_of(
         )
         return ServerFailure(
             error,
-            may_pass=status != 501,
+            may_pass=True,
             retry_after=retry_after,
             concerns_all=status == 503 and retry_after is not None,
         )
