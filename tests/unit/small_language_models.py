@@ -67,6 +67,9 @@ def configurations() -> dict[str, Any]:
             attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0,
         ),
+        "gpt_oss": transformers.GptOssConfig(
+            **grouped, sliding_window=12, num_local_experts=4, num_experts_per_tok=2
+        ),
         "gpt_neox": transformers.GPTNeoXConfig(**wide),
     }
 

@@ -140,12 +140,13 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
+    s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a layer, as transformers calls it.
 
     `query` is [1, heads, tokens, head size], `key` and `value` have as many heads or fewer. Returns
-    [1, tokens, heads, head size].
+    [1, tokens, heads, head size]. `s_aux` [heads] are scores of sinks: what goes to them is lost.
 
     Raises:
         NotShared: the layer asks for something that isn't followed.
@@ -177,10 +178,13 @@ def shared_prefix_attention(
         # A part that a token doesn't see at all has the weight 0.
         share = torch.sigmoid(part_sums - sums).unsqueeze(-1).to(out.dtype)
         out = torch.lerp(out, part, share)
-        if number + 1 < len(attention.segments) or attention.pasts:
-            sums = torch.logaddexp(sums, part_sums)
+        sums = torch.logaddexp(sums, part_sums)
     if attention.pasts:
-        out = _with_pasts(attention, layer, query, out, sums, scaling, softcap, sliding_window)
+        out, sums = _with_pasts(
+            attention, layer, query, out, sums, scaling, softcap, sliding_window
+        )
+    if s_aux is not None:
+        out = out * torch.sigmoid(sums - s_aux.float()[None, :, None]).unsqueeze(-1).to(out.dtype)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -224,9 +228,9 @@ def _with_pasts(
     scaling: float,
     softcap: float | None,
     window: int | None,
-) -> torch.Tensor:
-    """`out` [1, heads, rows, size], merged with each row's attention to its own past."""
-    parts = []
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`out` [1, heads, rows, size] and `sums`, merged with each row's attention to its past."""
+    parts, totals = [], []
     for row, past in enumerate(attention.pasts):
         own = slice(row, row + 1)
         first = 0
@@ -235,12 +239,14 @@ def _with_pasts(
             first = max(0, position - window + 1 - past.start)
         if first >= len(past.ids):
             parts.append(out[:, :, own])
+            totals.append(sums[:, :, own])
             continue
         keys, values = past.keys[layer][:, :, first:], past.values[layer][:, :, first:]
         part, part_sums = _attend(query[:, :, own], keys, values, None, False, scaling, softcap)
         share = torch.sigmoid(part_sums - sums[:, :, own]).unsqueeze(-1).to(out.dtype)
         parts.append(torch.lerp(out[:, :, own], part, share))
-    return torch.cat(parts, dim=2)
+        totals.append(torch.logaddexp(sums[:, :, own], part_sums))
+    return torch.cat(parts, dim=2), torch.cat(totals, dim=2)
 
 
 def _by_row(tensor: torch.Tensor, group: Group) -> torch.Tensor:
