@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 import neuropil
-from neuropil.channel import MEBIBYTE
+from neuropil.channel import MEBIBYTE, checked_address
 from services.launcher.child_logs import kept_log
 from services.launcher.demo.command import CALL_SECONDS, FREE_PORTS
 from services.launcher.demo.report import check_folder
@@ -87,6 +87,7 @@ async def run_score(target: Target, source: Source, how: HowToScore, out: Path) 
         LauncherFailure: if a service or a call fails, or a file can't be written.
     """
     check_folder(out)
+    _check(target)
     explained: list[Explained] | None = None
     if source.file is not None:
         selection = source.selection
@@ -186,8 +187,6 @@ async def _addresses(
         records = target.records or services.records
         yield {"records": records, "simulation": target.simulation}, None
         return
-    if target.records is not None:
-        raise ConfigurationError("--records-address", "needs --address, of its simulation service")
     tell = _step(progress, "Start the services")
     tell(0, 1)
     async with running_deployment(
@@ -195,6 +194,20 @@ async def _addresses(
     ) as running:
         tell(1, 1)
         yield running.addresses, running.supervisor
+
+
+def _check(target: Target) -> None:
+    if target.records is not None and target.simulation is None:
+        raise ConfigurationError("--records-address", "needs --address, of its simulation service")
+    for option, address in (
+        ("--address", target.simulation),
+        ("--records-address", target.records),
+    ):
+        if address is not None:
+            try:
+                checked_address(address)
+            except ValueError as error:
+                raise ConfigurationError(option, str(error)) from error
 
 
 def _go_on(outcomes: Outcomes) -> str:

@@ -1,0 +1,194 @@
+"""`neuropil score` as a user runs it, against services that run, and with those of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.emulators.running import free_port
+from tests.faults.bulk_crash import NEURON
+from tests.faults.cheap_simulation import CALLS_FILE
+from tests.integration.launcher_running import NEUROPIL
+from tests.load.processes import REPOSITORY, server
+
+CHEAP = [sys.executable, "-m", "tests.faults.cheap_simulation"]
+
+
+class Score:
+    """Services beside the demo's records, and the command that uses them."""
+
+    def __init__(self, folder: Path, records: str) -> None:
+        self.folder = folder
+        self.records = records
+        self.port = free_port()
+        demo = REPOSITORY / "data" / "demo"
+        self.config = folder / "deployment.yaml"
+        self.config.write_text(
+            yaml.safe_dump(
+                {
+                    "datasets": [
+                        {
+                            "short_name": "demo",
+                            "derived_scalar_type": NEURON,
+                            "user_visible_name": "demo",
+                            "neuron_dataset_path": str(demo / "records" / "mlp"),
+                            "explanation_dataset_paths": [str(folder / "explanations")],
+                        }
+                    ],
+                    "simulators": [{"name": "embedding", "kind": "embedding"}],
+                    "simulation_state": str(folder / "state"),
+                }
+            )
+        )
+        self.service: subprocess.Popen[bytes] | None = None
+
+    def start_service(self) -> None:
+        self.service = subprocess.Popen(
+            [*CHEAP, "--config", str(self.config), "--port", str(self.port), "--metrics-port", "0"],
+            cwd=REPOSITORY,
+            env={
+                **os.environ,
+                "NEUROPIL_SERVICES__RECORDS": self.records,
+                CALLS_FILE: str(self.folder / "calls"),
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def kill_service(self) -> None:
+        assert self.service is not None
+        self.service.kill()
+        self.service.wait()
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        addresses = ["--address", f"127.0.0.1:{self.port}", "--records-address", self.records]
+        return subprocess.Popen(
+            [*NEUROPIL, "score", *arguments, *addresses, "--config", str(self.config)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, list[list[str]], str]:
+        """Exit code, the printed rows, and what was told."""
+        process = self.begin(*arguments)
+        printed, told = process.communicate(timeout=120)
+        return process.returncode, [line.split("\t") for line in printed.splitlines()], told
+
+    def calls(self) -> int:
+        path = self.folder / "calls"
+        return path.stat().st_size if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def score(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Score]:
+    folder = tmp_path_factory.mktemp("score")
+    running = Score(folder, "")
+    with server(
+        "services.records", "--config", str(running.config), "--port", "0", "--metrics-port", "0"
+    ) as (records, _):
+        running.records = records
+        running.start_service()
+        yield running
+        running.kill_service()
+
+
+def rows_of(*indices: int, text: str = "names") -> str:
+    lines = [f"0,{index},{text} {index}" for index in indices]
+    return "\n".join(["layer,component,explanation", *lines, ""])
+
+
+@pytest.mark.torch
+def test_a_budget_stops_it_and_the_same_command_goes_on(score: Score, tmp_path: Path) -> None:
+    file, out = tmp_path / "in.csv", tmp_path / "out"
+    file.write_text(rows_of(*range(8)))
+    usual = [str(file), "--dataset", "demo", "--out", str(out), "--max-sequences", "1"]
+    usual += ["--calibration", "none", "--concurrency", "1"]
+    before = score.calls()
+    code, rows, told = score.run(*usual, "--budget-calls", "6")
+    assert code == 0, told
+    assert "the budget of calls is used up" in told
+    statuses = [row[6] for row in rows[1:]]
+    assert len(statuses) == 8
+    done = statuses.count("scored")
+    assert 1 <= done < 8
+    assert statuses.count("left") == 8 - done
+
+    code, rows, told = score.run(*usual)
+    assert code == 0, told
+    statuses = [row[6] for row in rows[1:]]
+    assert (statuses.count("reused"), statuses.count("scored")) == (done, 8 - done)
+    content = json.loads((out / "scores.json").read_text())
+    assert content["spent"]["calls"] == score.calls() - before
+    with (out / "scores.csv").open(newline="") as csv_file:
+        assert len(list(csv.DictReader(csv_file))) == 8
+    assert (out / "scores.png").stat().st_size > 1000
+
+
+@pytest.mark.torch
+def test_scores_are_stored_and_what_fails_is_told(score: Score, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text(rows_of(10, 10**6, text="stored"))
+    target = str(score.folder / "explanations")
+    usual = ["--dataset", "demo", "--out", str(tmp_path / "out"), "--max-sequences", "1"]
+    usual += ["--calibration", "none"]
+    code, rows, told = score.run(str(file), *usual, "--put-to", target)
+    assert code == 1
+    assert [row[6] for row in rows[1:]] == ["scored", "failed"]
+    assert str(10**6) in rows[2][7]
+    assert "1 failed" in told
+    # What was stored is an explanation of the dataset, which can be scored by its name.
+    code, rows, told = score.run("--layer", "0", "--limit", "1", *usual)
+    assert code == 0, told
+    assert [row[:2] for row in rows[1:]] == [["mlp_post_act 0:10", "stored 10"]]
+
+
+@pytest.mark.torch
+def test_a_service_that_is_killed_meanwhile_is_called_again(score: Score, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text(rows_of(*range(100), text="long"))
+    before = score.calls()
+    process = score.begin(
+        *(str(file), "--dataset", "demo", "--out", str(tmp_path / "out"), "--max-sequences", "1"),
+        *("--calibration", "none", "--concurrency", "2"),
+    )
+    deadline = time.monotonic() + 60
+    while score.calls() - before < 30 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    score.kill_service()
+    score.start_service()
+    printed, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert len(printed.splitlines()) == 101
+    spent = json.loads((tmp_path / "out" / "scores.json").read_text())["spent"]["calls"]
+    assert 0 <= score.calls() - before - spent <= 2
+
+
+@pytest.mark.torch
+def test_ctrl_c_ends_it_and_says_how_to_go_on(score: Score, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text(rows_of(*range(200), text="stopped"))
+    before = score.calls()
+    process = score.begin(
+        *(str(file), "--dataset", "demo", "--out", str(tmp_path / "out"), "--max-sequences", "1"),
+        *("--calibration", "none", "--concurrency", "1"),
+    )
+    deadline = time.monotonic() + 60
+    while score.calls() - before < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "the same command again goes on with it" in told
+    assert "Traceback" not in told
