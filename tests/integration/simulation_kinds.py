@@ -64,7 +64,7 @@ class World:
 
 @asynccontextmanager
 async def serving_kinds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """Records of the demo, and simulators: embedding, local, slow (one at a time) and far (chat)."""
+    """Records of the demo; simulators: embedding, local, slow (one at a time) and far (chat)."""
     ours = tmp_path_factory.mktemp("ours")
     roomy = configurations()["gpt2"]
     roomy.n_positions = 4096
