@@ -405,7 +405,7 @@ TOKENS = st.lists(
 def test_any_tokens_get_a_distribution_or_an_issue(method: Method) -> None:
     simulator = of_folder(DEMO, method)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(sequences=st.lists(TOKENS, min_size=1, max_size=3), explanation=st.text(max_size=20))
     def check(sequences: list[list[str]], explanation: str) -> None:
         results = asyncio.run(simulated(simulator, f"x{explanation}", sequences))
