@@ -26,16 +26,19 @@ _TOO_LONG = (
 class UnreadableAnswer(Unavailable):
     """The server answered, but not what a language model's server answers; never a number."""
 
-    default_reason = "LANGUAGE_MODEL_ANSWER_UNREADABLE"
-
     def __init__(self, message: str, server: Server) -> None:
-        super().__init__(message, metadata={"server": server.host})
+        super().__init__(
+            message,
+            reason="LANGUAGE_MODEL_ANSWER_UNREADABLE",
+            metadata={"server": server.host},
+        )
 
 
 class RequestRefused(FailedPrecondition):
     """The server does not do what it was asked for."""
 
-    default_reason = "LANGUAGE_MODEL_SERVER_REFUSES"
+    def __init__(self, message: str, metadata: dict[str, str]) -> None:
+        super().__init__(message, reason="LANGUAGE_MODEL_SERVER_REFUSES", metadata=metadata)
 
 
 class ServerFailure(Exception):
