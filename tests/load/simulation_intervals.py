@@ -1,6 +1,6 @@
 """How often intervals of scores hold the score that they are an interval of, by kind of activation.
 
-`python -m tests.load.simulation_intervals` draws 2,000 data sets of 50 sequences of each kind below,
+`python -m tests.load.simulation_intervals` draws 2,000 data sets of 50 sequences of each kind,
 computes their intervals, and looks in how many of them the score of 100,000 sequences lies. It
 prints Markdown tables, also for two better known ways of making intervals, and of judgements.
 """

@@ -82,6 +82,15 @@ def test_percentile_is_interpolation_ties_included(pair: np.ndarray, values: np.
     assert np.array_equal(calibration.apply(probes), expected)
 
 
+def test_many_values_are_interpolated_as_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    simulated = rng.integers(0, 3000, 5000) / 7
+    calibration = fit_calibration(CalibrationKind.PERCENTILE, simulated, rng.normal(size=5000))
+    values = np.append(rng.permutation(simulated), [np.nan, -1.0, 1e9])
+    alone = [calibration.apply([value])[0] for value in values]
+    assert np.array_equal(calibration.apply(values), alone, equal_nan=True)
+
+
 def test_percentile_keeps_two_points_of_a_tie() -> None:
     calibration = fit_calibration(CalibrationKind.PERCENTILE, [0.0] * 500 + [3.0], np.arange(501))
     assert isinstance(calibration, PercentileCalibration)

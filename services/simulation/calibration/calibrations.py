@@ -34,6 +34,9 @@ from services.simulation.errors import (
 
 FloatArray = NDArray[np.float64]
 
+_WORTH_SORTING = 1000
+"""Values, and knots, from which interpolating in order is faster."""
+
 
 class CalibrationKind(StrEnum):
     """How simulated activations are mapped to real ones; the names of the configuration."""
@@ -131,10 +134,19 @@ class PiecewiseLinearCalibration:
     def apply(self, values: ArrayLike) -> FloatArray:
         operand = _operand(values)
         with np.errstate(over="ignore", invalid="ignore"):
-            result = np.interp(operand, self.simulated, self.calibrated)
+            result = self._interpolated(operand)
         # One point alone would answer NaN with its own value.
         result[np.isnan(operand)] = np.nan
         return _in_range(result, operand)
+
+    def _interpolated(self, operand: FloatArray) -> FloatArray:
+        if min(len(operand), len(self.simulated)) < _WORTH_SORTING:
+            return np.interp(operand, self.simulated, self.calibrated)
+        # In ascending order the knots are met one after the other: twice as fast, sorting included.
+        order = np.argsort(operand)
+        result = np.empty_like(operand)
+        result[order] = np.interp(operand[order], self.simulated, self.calibrated)
+        return result
 
 
 class PercentileCalibration(PiecewiseLinearCalibration):

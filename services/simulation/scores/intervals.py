@@ -57,8 +57,7 @@ def _intervals(moments: Moments, ends: FloatArray, seed: int) -> FloatArray:
     totals = features.sum(axis=0)[np.newaxis]
     estimates = _transformed(totals)[:, 0]
     columns = np.concatenate([features, _products(features)], axis=1)
-    blocks = [counts @ columns for counts in resample_counts(sequences, seed)]
-    sums = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    sums = np.concatenate([counts @ columns for counts in resample_counts(sequences, seed)])
     errors = _standard_errors(sums, sequences)
     pivots = (_transformed(sums[:, : features.shape[1]]) - estimates[:, np.newaxis]) / errors
     left_out = _transformed(totals - features)

@@ -18,10 +18,10 @@ CONFIDENCE = 0.95
 MIN_DEFINED = 0.95
 """Smallest share of resamples in which a score must be defined for it to have an interval."""
 
-_BLOCK = 1 << 20
-"""Numbers of a block of resamples, so that many sequences don't take much memory."""
-_KEPT = 1 << 18
-"""Numbers of a block that is worth keeping for the next call with the same seed."""
+_BLOCK = 1 << 14
+"""Numbers of a block of resamples, which so stays in the processor's cache."""
+_KEPT = 1 << 20
+"""Numbers of all resamples that are kept for the next call with the same seed."""
 
 
 def resample_counts(sequences: int, seed: int, resamples: int = RESAMPLES) -> Iterator[FloatArray]:
@@ -29,24 +29,32 @@ def resample_counts(sequences: int, seed: int, resamples: int = RESAMPLES) -> It
 
     As many sequences as there are, drawn with replacement; the same seed gives the same rows.
     """
-    rows = max(1, _BLOCK // sequences)
-    if resamples <= rows and resamples * sequences <= _KEPT:
-        yield _kept_counts(sequences, seed, resamples)
+    if resamples * sequences > _KEPT:
+        yield from (block.astype(np.float64) for block in _drawn(sequences, seed, resamples))
         return
-    rng = np.random.default_rng(seed)
+    counts = _kept_counts(sequences, seed, resamples)
+    rows = max(1, _BLOCK // sequences)
     for start in range(0, resamples, rows):
-        yield _counts(rng, sequences, min(rows, resamples - start))
+        yield counts[start : start + rows].astype(np.float64)
 
 
 @lru_cache(maxsize=16)
-def _kept_counts(sequences: int, seed: int, resamples: int) -> FloatArray:
-    counts = _counts(np.random.default_rng(seed), sequences, resamples)
-    counts.flags.writeable = False
+def _kept_counts(sequences: int, seed: int, resamples: int) -> NDArray[np.uint8]:
+    # No sequence is ever drawn 256 times: of fewer there are no more, of more it never happens.
+    counts = np.empty((resamples, sequences), dtype=np.uint8)
+    start = 0
+    for block in _drawn(sequences, seed, resamples):
+        counts[start : start + len(block)] = block
+        start += len(block)
     return counts
 
 
-def _counts(rng: np.random.Generator, sequences: int, rows: int) -> FloatArray:
-    drawn = rng.integers(0, sequences, (rows, sequences), dtype=np.int32)
-    drawn += np.arange(0, rows * sequences, sequences, dtype=np.int32)[:, np.newaxis]
-    counts = np.bincount(drawn.ravel(), minlength=rows * sequences)
-    return counts.reshape(rows, sequences).astype(np.float64)
+def _drawn(sequences: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    kind = np.uint16 if sequences <= 1 << 16 else np.uint32
+    rows = max(1, _BLOCK // sequences)
+    offsets = np.arange(0, rows * sequences, sequences, dtype=np.int64)[:, np.newaxis]
+    for start in range(0, resamples, rows):
+        shape = (min(rows, resamples - start), sequences)
+        drawn = rng.integers(0, sequences, shape, dtype=kind) + offsets[: shape[0]]
+        yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(shape)
