@@ -105,6 +105,18 @@ bench-scalars-gpu: ## Measure derived scalars against the bare model on a GPU; f
 mixed-scalars: setup ## Random requests, N= in all (500): batched answers against those alone
 	$(BIN)/python -m tests.integration.scalars_mixed $(or $(N),500)
 
+.PHONY: bench-simulation
+bench-simulation: setup ## Measure calibration, scores, local simulators and shared prefixes
+	$(BIN)/python -m tests.load.simulation_bench
+
+.PHONY: simulation-coverage
+simulation-coverage: setup ## How often intervals hold the true score: 2,000 data sets of 50 sequences
+	$(BIN)/python -m tests.load.simulation_coverage
+
+.PHONY: simulation-table
+simulation-table: setup ## Score the demo with every offline simulator; writes into docs/simulation.md
+	$(BIN)/python -m tests.load.simulation_table --write
+
 .PHONY: bench-search
 bench-search: setup ## Measure searches over 10,000 and 100,000 explanations
 	$(BIN)/python -m tests.load.search_bench
