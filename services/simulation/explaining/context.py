@@ -100,7 +100,7 @@ def _explanations(evidence: Evidence) -> Iterator[tuple[str, float]]:
         yield from pair_explanations(evidence.train + evidence.others)
         return
     table = token_table(evidence.train + evidence.others)
-    if not table.masks:
+    if not table.features:
         return
     for found in feature_sets(
         table, beams=BEAMS, most=MOST_FEATURES, gain=LEAST_GAIN, support=SUPPORT

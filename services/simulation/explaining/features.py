@@ -1,4 +1,4 @@
-"""Properties of tokens in context that an explanation can name, as masks over many sequences."""
+"""Properties of tokens in context that an explanation can name, and where they hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ INCOMPLETE = 0.5
 """What a token counts that doesn't complete the word which a feature is about."""
 
 _LONGEST_AFFIX, _SHORTEST_AFFIX = 5, 2
-_MAX_FEATURES = 4000
 
 
 class FeatureKind(StrEnum):
@@ -48,17 +47,20 @@ class Feature:
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """All tokens of several sequences with their activations, and the features that they have.
+    """All tokens of several sequences whose activation is finite, and the features that they have.
 
-    `activations` [N] of the tokens whose activation is finite, as shares of the largest magnitude;
-    `masks` [N] of each feature: 1 where it holds, `INCOMPLETE` where the token is only the
+    A feature holds at few tokens, and only those are kept: entry e says that `features[rows[e]]`
+    holds at token `columns[e]`, by `weights[e]`: 1, or `INCOMPLETE` where the token is only the
     beginning of the word.
     """
 
     activations: FloatArray
-    sequence: NDArray[np.int64]
-    """[N], the sequence that each token is of."""
-    masks: dict[Feature, FloatArray]
+    """[N], as shares of the largest magnitude."""
+    features: tuple[Feature, ...]
+    """Those first that hold at the strongest tokens."""
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    weights: FloatArray
     whole_words: frozenset[str]
     """All words, in lower case; other texts of the kind WORD are parts of words alone."""
 
@@ -125,19 +127,26 @@ def token_table(sequences: LabeledSequences) -> TokenTable:
             del found[feature]
     activations = np.concatenate([np.zeros(0), *sequences.activations])
     usable = np.isfinite(activations)
-    owner = np.repeat(np.arange(len(sequences)), [len(tokens) for tokens in sequences.tokens])
-    # What only tokens far below the strongest have explains nothing; of the rest the best few.
-    strength = np.where(usable, activations, 0.0)
-    ranked = sorted(
+    strength = np.where(usable, activations, -np.inf)
+    features = sorted(
         found, key=lambda feature: -max(strength[position] * w for position, w in found[feature])
     )
-    masks = {}
-    for feature in ranked[:_MAX_FEATURES]:
-        mask = np.zeros(start)
-        for position, weight in found[feature]:
-            mask[position] = max(mask[position], weight)
-        masks[feature] = mask[usable]
-    return TokenTable(shares(activations[usable]), owner[usable], masks, frozenset(whole_words))
+    counts = [len(found[feature]) for feature in features]
+    places = np.asarray(
+        [position for feature in features for position, _ in found[feature]], dtype=np.int64
+    )
+    weights = np.asarray([weight for feature in features for _, weight in found[feature]])
+    rows = np.repeat(np.arange(len(features)), counts)
+    kept = usable[places]
+    column = np.cumsum(usable) - 1
+    return TokenTable(
+        shares(activations[usable]),
+        tuple(features),
+        rows[kept],
+        column[places[kept]],
+        weights[kept],
+        frozenset(whole_words),
+    )
 
 
 def shares(values: FloatArray) -> FloatArray:

@@ -24,19 +24,47 @@ class FeatureSet:
     """The same, less what each further feature has to bring."""
 
 
-def correlations(masks: FloatArray, activations: FloatArray) -> FloatArray:
-    """Pearson's r of each row of `masks` [features, N] with `activations` [N]; 0 where constant."""
-    centred = activations - activations.mean()
-    means = masks.mean(axis=1)
-    covariance = masks @ centred / len(centred)
-    variance = np.maximum((masks**2).mean(axis=1) - means**2, 0) * (centred**2).mean()
-    scale = np.sqrt(variance)
-    result: FloatArray = np.divide(
-        covariance, scale, out=np.zeros(len(masks)), where=scale > 1e-12 * (1 + scale.max())
-    )
-    return result
+class _Correlations:
+    """Correlations of features with activations, from the few tokens where each holds."""
+
+    def __init__(self, table: TokenTable) -> None:
+        self._table = table
+        self._count = len(table.activations)
+        self._centred = table.activations - table.activations.mean()
+        self._variance = float((self._centred**2).mean())
+
+    def with_each(self, union: FloatArray) -> FloatArray:
+        """Pearson's r [features] of the larger of `union` [N] and each feature; constant: 0."""
+        table = self._table
+        before = union[table.columns]
+        after = np.maximum(before, table.weights)
+        covariance = union @ self._centred + self._sums(
+            (after - before) * self._centred[table.columns]
+        )
+        total = union.sum() + self._sums(after - before)
+        squares = (union**2).sum() + self._sums(after**2 - before**2)
+        variance = squares / self._count - (total / self._count) ** 2
+        scale = np.sqrt(np.maximum(variance, 0.0) * self._variance)
+        result: FloatArray = np.divide(
+            covariance / self._count, scale, out=np.zeros(len(scale)), where=scale > _LEAST_SCALE
+        )
+        return result
+
+    def _sums(self, entries: FloatArray) -> FloatArray:
+        sums: FloatArray = np.bincount(
+            self._table.rows, entries, minlength=len(self._table.features)
+        ).astype(np.float64)
+        return sums
 
 
+def _mask(table: TokenTable, feature: int) -> FloatArray:
+    mask = np.zeros(len(table.activations))
+    first, last = np.searchsorted(table.rows, [feature, feature + 1])
+    mask[table.columns[first:last]] = table.weights[first:last]
+    return mask
+
+
+_LEAST_SCALE = 1e-12
 _WORTH = {
     FeatureKind.WORD: 1.0,
     FeatureKind.CLASS: 1.0,
@@ -58,22 +86,23 @@ def feature_sets(
     added as long as it raises it by `gain`. `support` is the number of tokens that pull a feature
     towards 0, so that what was seen once counts for less.
     """
-    features = list(table.masks)
-    masks = np.stack([table.masks[feature] for feature in features])
+    features = table.features
     worth = np.asarray([_WORTH[feature.kind] for feature in features])
-    shrinkage = worth * masks.sum(axis=1) / (masks.sum(axis=1) + support)
-    single = correlations(masks, table.activations)
+    held = np.bincount(table.rows, table.weights, minlength=len(features))
+    shrinkage = worth * held / (held + support)
+    correlations = _Correlations(table)
+    single = correlations.with_each(np.zeros(len(table.activations)))
     ranked = np.argsort(-single * shrinkage, kind="stable")[:beams]
     found: dict[frozenset[Feature], FeatureSet] = {}
     for first in ranked.tolist():
         if single[first] <= 0:
             continue
         chosen, best = [first], float(single[first])
-        union = masks[first]
+        union = _mask(table, first)
         value = float(single[first] * shrinkage[first])
         _keep(found, features, chosen, best, value)
         while len(chosen) < most:
-            trial = correlations(np.maximum(masks, union), table.activations)
+            trial = correlations.with_each(union)
             gains = (trial - best) * shrinkage
             following = int(np.argmax(gains))
             if gains[following] < gain:
@@ -81,7 +110,7 @@ def feature_sets(
             value += float(gains[following]) - gain
             chosen.append(following)
             best = float(trial[following])
-            union = np.maximum(union, masks[following])
+            union = np.maximum(union, _mask(table, following))
             _keep(found, features, chosen, best, value)
     return sorted(found.values(), key=lambda each: -each.value)
 
