@@ -37,9 +37,6 @@ class UnreadableAnswer(Unavailable):
 class RequestRefused(FailedPrecondition):
     """The server does not do what it was asked for."""
 
-    def __init__(self, message: str, metadata: dict[str, str]) -> None:
-        super().__init__(message, reason="LANGUAGE_MODEL_SERVER_REFUSES", metadata=metadata)
-
 
 class ServerFailure(Exception):
     """An attempt that failed: the error that it becomes in the end, and whether others may pass."""
@@ -130,11 +127,15 @@ def failure_of(
         )
     elif status == 404:
         error = RequestRefused(
-            f"{place} has no route {route}, or no model {server.model}{said}", metadata=metadata
+            f"{place} has no route {route}, or no model {server.model}{said}",
+            reason="LANGUAGE_MODEL_SERVER_REFUSES",
+            metadata=metadata,
         )
     else:
         error = RequestRefused(
-            f"{place} refuses the request (HTTP {status}){said}", metadata=metadata
+            f"{place} refuses the request (HTTP {status}){said}",
+            reason="LANGUAGE_MODEL_SERVER_REFUSES",
+            metadata=metadata,
         )
     return ServerFailure(error, may_pass=False)
 
