@@ -137,7 +137,13 @@ class _WrittenLease:
         self._name = name
         self._owner = secrets.token_hex(16)
         self._beats = 0
-        self.lost = False
+        self._renewed = time.monotonic()
+        self._taken = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether another owner has it, or may have taken it as this one was not heard of."""
+        return self._taken or time.monotonic() - self._renewed > DEAD_AFTER_SECONDS
 
     async def take(self, patience_seconds: float) -> None:
         seen = await self._store.get(self._name)
@@ -156,23 +162,21 @@ class _WrittenLease:
             raise LeaseHeld
 
     async def renew(self) -> None:
-        """Renew it until it is lost; a store that fails for long loses it."""
-        renewed = time.monotonic()
-        while not self.lost:
+        """Renew it until another owner has it; a store that fails is tried again."""
+        while not self._taken:
             await asyncio.sleep(RENEWED_EVERY_SECONDS)
-            try:
-                if not await self._is_mine():
-                    self.lost = True
-                    return
-                await self._beat()
-                renewed = time.monotonic()
-            except NeuropilError:
-                self.lost = time.monotonic() - renewed > DEAD_AFTER_SECONDS
+            with suppress(NeuropilError):
+                if await self._is_mine():
+                    await self._beat()
+                else:
+                    self._taken = True
 
     async def _beat(self) -> None:
         self._beats += 1
+        begun = time.monotonic()
         beat = {"owner": self._owner, "beats": self._beats}
         await self._store.put(self._name, json.dumps(beat).encode())
+        self._renewed = begun
 
     async def _is_mine(self) -> bool:
         found = await self._store.get(self._name)
