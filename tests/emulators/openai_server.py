@@ -42,6 +42,8 @@ class Abilities:
     chat_logprobs: int = 20
     json_schema: bool = True
     json_object: bool = True
+    reasons: bool = False
+    """It takes max_completion_tokens alone, and no temperature, as OpenAI's newer models do."""
     usage: bool = True
     merges_bytes: bool = False
     """Half characters read "\\ufffd", as vLLM has them, not "bytes:\\x..", as OpenAI."""

@@ -35,6 +35,10 @@ class WordModel:
 
     def chat(self, body: dict[str, Any], abilities: Abilities) -> dict[str, Any]:
         """The body of an answer of /v1/chat/completions."""
+        if abilities.reasons and "max_tokens" in body:
+            raise Refused(400, "'max_tokens' is not supported; use 'max_completion_tokens'")
+        if abilities.reasons and "temperature" in body:
+            raise Refused(400, "'temperature' does not support 0.0 with this model")
         choice: dict[str, Any] = {"message": {"content": "1"}, "finish_reason": "stop"}
         if body.get("logprobs"):
             if body["top_logprobs"] > abilities.chat_logprobs:

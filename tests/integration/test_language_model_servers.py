@@ -303,6 +303,17 @@ async def test_choices_by_chat(served: OpenAiServer, logprobs: int) -> None:
     await model.close()
 
 
+async def test_fields_of_newer_chat_models(served: OpenAiServer) -> None:
+    served.abilities.reasons = True
+    model = RemoteLanguageModel(described(served), "chat")
+    said = await model.generate([PROMPT] * 2, GenerationOptions(max_tokens=7, seed=3))
+    assert [each.text for each in said] == ["1", "1"]
+    bodies = served.traffic.bodies[-2:]
+    assert {body["max_completion_tokens"] for body in bodies} == {7}
+    assert sorted(body["seed"] for body in bodies) == [3, 4]
+    await model.close()
+
+
 async def test_wrong_shapes_are_no_choices(served: OpenAiServer) -> None:
     model = RemoteLanguageModel(described(served, max_attempts=1), "completions")
     await model.found()

@@ -22,10 +22,13 @@ _ATTEMPTS = 2
 
 _FEWER_LOGPROBS = (20, 15, 5)
 """Servers differ in how many likely tokens they tell: up to 20 vLLM, 5 OpenAI."""
-_MESSAGES = (Message("user", 'Answer with the JSON object {"answer": 1} and nothing else.'),)
+_MESSAGES = (Message("user", 'Answer with the JSON object {"answer": [1]} and nothing else.'),)
+_NEW_LIMIT = "max_completion_tokens"
+# With all that the schemas of prompts have: some servers take schemas, but not everything in them.
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": 10}
 _SCHEMA = {
     "type": "object",
-    "properties": {"answer": {"type": "integer"}},
+    "properties": {"answer": {"type": "array", "items": _NUMBER, "minItems": 1, "maxItems": 1}},
     "required": ["answer"],
     "additionalProperties": False,
 }
@@ -114,8 +117,7 @@ async def chat_capabilities(api: ChatApi, wanted: int) -> Capabilities:
     Raises:
         NeuropilError: the server is not there, or refuses all.
     """
-    # Fails with the right error where it refuses everything.
-    await api.generate(_MESSAGES, GenerationOptions(max_tokens=1), "none")
+    await _find_fields(api)
     logprobs = 0
     for count in _counts(wanted):
         found = await _unless_refused(api.next_token(_MESSAGES, count, max_attempts=_ATTEMPTS))
@@ -130,6 +132,22 @@ async def chat_capabilities(api: ChatApi, wanted: int) -> Capabilities:
         ):
             return Capabilities(logprobs, structure=structure)
     return Capabilities(logprobs)
+
+
+async def _find_fields(api: ChatApi) -> None:
+    """Ask without all that not every server knows; fails where it refuses everything."""
+    for _ in range(3):
+        try:
+            await api.generate(_MESSAGES, GenerationOptions(max_tokens=1), "none")
+        except RequestRefused as error:
+            if api.limit_name != _NEW_LIMIT and _NEW_LIMIT in error.message:
+                api.limit_name = _NEW_LIMIT
+            elif api.takes_temperature and "temperature" in error.message:
+                api.takes_temperature = False
+            else:
+                raise
+        else:
+            return
 
 
 async def _unless_refused(question: Awaitable[AnswerT]) -> AnswerT | None:

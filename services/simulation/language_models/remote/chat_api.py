@@ -31,6 +31,11 @@ class ChatApi:
 
     def __init__(self, client: ServerClient) -> None:
         self._client = client
+        self.limit_name = "max_tokens"
+        """What the server calls the limit of an answer; newer models of OpenAI's call it
+        max_completion_tokens."""
+        self.takes_temperature = True
+        """Whether the server lets a request say one; reasoning models don't."""
 
     async def next_token(
         self, messages: Sequence[Message], logprobs: int, *, max_attempts: int | None = None
@@ -76,5 +81,8 @@ class ChatApi:
         server = self._client.server
         turns = [{"role": message.role, "content": message.content} for message in messages]
         body = {"model": server.model, "messages": turns, **options}
+        body[self.limit_name] = body.pop("max_tokens")
+        if not self.takes_temperature:
+            del body["temperature"]
         content = await self._client.post(ROUTE, body, max_attempts=max_attempts)
         return read_answer(content, ChatAnswer, server), time.perf_counter() - began

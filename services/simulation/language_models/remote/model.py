@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -147,10 +148,18 @@ class RemoteLanguageModel:
     async def generate(
         self, prompts: Sequence[Prompt], options: GenerationOptions
     ) -> Sequence[Generation]:
-        """As `LanguageModel.generate`."""
+        """As `LanguageModel.generate`; the prompt at position i has the seed + i."""
         found = await self.found()
         return await self._all(
-            [partial(self._generate, found, prompt.messages, options) for prompt in prompts]
+            [
+                partial(
+                    self._generate,
+                    found,
+                    prompt.messages,
+                    replace(options, seed=options.seed + position),
+                )
+                for position, prompt in enumerate(prompts)
+            ]
         )
 
     async def _choose(
