@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
@@ -210,25 +213,24 @@ async def test_callers_take_turns() -> None:
             yield
         return name
 
+    all_wait = threading.Event()
+
     def begin() -> Generator[None, None, str]:
-        # Both others wait before the first step of this one is over.
-        while not ran:
-            ran.extend("s" for _ in range(len(worker._jobs) == 2))
-            yield
+        assert all_wait.wait(30)
+        yield
         return "start"
 
     try:
-        answers = await asyncio.gather(
-            worker.run(begin),
-            worker.run(lambda: steps("long", 6)),
-            worker.run(lambda: steps("short", 2)),
-        )
+        begins = asyncio.create_task(worker.run(begin))
+        long = asyncio.create_task(worker.run(lambda: steps("long", 6)))
+        short = asyncio.create_task(worker.run(lambda: steps("short", 2)))
+        await asyncio.sleep(0)
+        all_wait.set()
+        answers = await asyncio.gather(begins, long, short)
     finally:
         worker.close()
     assert answers == ["start", "long", "short"]
-    assert ran.index("short") <= 3
-    assert [name for name in ran if name == "long"] == ["long"] * 6
-    assert ran[-1] == "long"
+    assert ran == ["long", "short"] * 2 + ["long"] * 4
 
 
 async def test_a_cancelled_callers_work_ends() -> None:
@@ -265,3 +267,18 @@ async def test_a_cancelled_callers_work_ends() -> None:
         worker.close()
     with pytest.raises(Unavailable, match="closed"):
         await left
+
+
+def test_a_process_ends_though_nobody_closed_its_model() -> None:
+    script = (
+        "from services.simulation.language_models.local.worker import DeviceWorker\n"
+        "def endless():\n"
+        "    while True:\n"
+        "        yield\n"
+        "DeviceWorker('test').submit(endless)\n"
+        "print('at the end')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "at the end\n", "")

@@ -79,6 +79,18 @@ def sentence_model(folder: Path) -> None:
     small.tokenizer().save_pretrained(folder)
 
 
+def shard_missing(folder: Path) -> None:
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="30KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert LocalModel.load(str(folder), "cpu").shares_prefix
+    shards[1].unlink()
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no folder": (shutil.rmtree, "is not a folder"),
     "no configuration": (without("config.json"), "no config.json"),
@@ -88,6 +100,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "half of the weights": (cut("model.safetensors", 20_000), "SafetensorError"),
     "empty weights": (cut("model.safetensors", 0), "SafetensorError"),
     "half a tokenizer": (cut("tokenizer.json", 300), "can't be loaded"),
+    "a shard too few": (shard_missing, "model-00002-of"),
     "unknown kind": (changed(model_type="nothing_known"), "nothing_known"),
     "no causal kind": (changed(model_type="t5"), "T5"),
     "another width": (changed(intermediate_size=50), "another shape: model.layers.0.mlp"),

@@ -41,6 +41,8 @@ def choose_steps(
     for shared, numbers in groups.items():
         calls = model.calls
         prefix = yield from model.prefix_steps([shared])
+        if prefix.calls:
+            yield
         rows = [row for number in numbers for row in _rows(split[number][1], ids, single)]
         results = yield from model.logits_steps(prefix, rows)
         cost = prompt_cost(prefix.computed, results)
@@ -50,6 +52,7 @@ def choose_steps(
             probabilities = _normalized(_log_probabilities(own, ids, single))
             first = SimulationCost(model.calls - calls, cost.computed, cost.reused)
             found[number] = Choice(probabilities, cost=SimulationCost() if place else first)
+        yield
     seconds = (time.perf_counter() - began) / max(len(prompts), 1)
     return [
         Choice(choice.probabilities, cost=choice.cost + SimulationCost(seconds=seconds))

@@ -59,5 +59,7 @@ class ColumnHead(torch.nn.Module):
         if self._columns is None:
             logits: torch.Tensor = self.head(states)
             return logits
-        bias = None if self.head.bias is None else self.head.bias[self._columns]
-        return torch.nn.functional.linear(states, self.head.weight[self._columns], bias)
+        # A few columns cost nothing, and a bfloat16 logit of 20 would be 0.06 off.
+        bias = None if self.head.bias is None else self.head.bias[self._columns].float()
+        weight = self.head.weight[self._columns].float()
+        return torch.nn.functional.linear(states.float(), weight, bias)

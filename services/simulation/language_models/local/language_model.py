@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+_LAST_PASS_SECONDS = 30.0
 
 DEFAULT_CACHE_MEGABYTES = 512
 DEFAULT_BATCH_TOKENS = 2048
@@ -77,7 +80,7 @@ class LocalLanguageModel:
 
     async def close(self) -> None:
         """Stop after the running forward pass."""
-        self._worker.close()
+        await asyncio.to_thread(self._worker.close, _LAST_PASS_SECONDS)
 
     async def run(self, work: Callable[[LocalModel], Generator[None, None, T]]) -> T:
         """What the generator that `work` makes of the model returns.

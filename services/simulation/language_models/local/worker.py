@@ -1,4 +1,4 @@
-"""One thread a device, which serves its callers in turn.
+"""One thread a model, which serves its callers in turn.
 
 Work is a generator that yields after each forward pass. The thread takes one step of the first
 waiting caller's work, then one of the next caller's: a long job delays a short one by one pass a
@@ -8,6 +8,7 @@ step, not by its whole length.
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -19,6 +20,8 @@ from shared.errors import Unavailable
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
+
+_LAST_STEP_SECONDS = 60.0
 
 
 class _Job:
@@ -61,11 +64,17 @@ class DeviceWorker:
         """Let the work run without waiting for it."""
         return self._submit(begin).result
 
-    def close(self) -> None:
-        """Stop after the running step; work that waits ends with Unavailable."""
+    def close(self, wait_seconds: float = 0.0) -> None:
+        """Stop after the running step, which is waited for so long at most.
+
+        Work that waits ends with Unavailable.
+        """
         with self._wakes:
             self._closed = True
             self._wakes.notify_all()
+            thread = self._thread
+        if thread is not None and wait_seconds > 0:
+            thread.join(wait_seconds)
 
     def _submit(self, begin: Callable[[], Steps[Any]]) -> _Job:
         job = _Job(begin)
@@ -75,6 +84,8 @@ class DeviceWorker:
             if self._thread is None:
                 self._thread = Thread(target=self._serve, name=self._name, daemon=True)
                 self._thread.start()
+                # A process that ends while the thread computes would be aborted.
+                atexit.register(self._end_with_process)
             self._jobs.append(job)
             self._wakes.notify()
         return job
@@ -90,9 +101,13 @@ class DeviceWorker:
             if self._step(job):
                 with self._wakes:
                     self._jobs.append(job)
+        atexit.unregister(self._end_with_process)
         for job in left:
             if job.steps is not None or job.result.set_running_or_notify_cancel():
                 _end(job, WorkStopped())
+
+    def _end_with_process(self) -> None:
+        self.close(_LAST_STEP_SECONDS)
 
     def _step(self, job: _Job) -> bool:
         """Whether there is more to do."""

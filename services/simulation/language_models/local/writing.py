@@ -55,6 +55,8 @@ def _together(
     began, calls = time.perf_counter(), model.calls
     shared = split[0][0]
     prefix = yield from model.prefix_steps([shared])
+    if prefix.calls:
+        yield
     written = yield from generate_steps(model, prefix, [own for _, own in split], options)
     calls, seconds = model.calls - calls, time.perf_counter() - began
     texts: list[Generation] = []
