@@ -23,6 +23,7 @@ from services.simulation.prompts.simulation import (
     OneAtATimePrompt,
     simulation_prompt,
 )
+from services.simulation.simulators import sequence_rows
 from services.simulation.simulators.causal_lm import CausalLmSimulator, Method
 from services.simulation.simulators.interface import SimulatedSequence, TokenOutcome
 from services.simulation.simulators.sequence_rows import NO_PLACE
@@ -181,6 +182,22 @@ async def test_one_at_a_time_is_exact(kind: str, folders: dict[str, Path]) -> No
         assert result.probabilities[position] == pytest.approx(
             plain.values(ids, pieces), abs=TOLERANCE
         )
+
+
+async def test_few_prompts_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = of_folder(DEMO, "one_at_a_time")
+    sequences = [["\ud83d", *SENTENCE, "\ud83d"], SENTENCE[:2]]
+    await simulated(simulator, EXPLANATION, [[" a"]])
+    at_once = await simulated(simulator, EXPLANATION, sequences)
+    monkeypatch.setattr(sequence_rows, "_IDS_HELD", 40)
+    in_parts = await simulated(simulator, EXPLANATION, sequences)
+    await simulator.close()
+    for one, two in zip(at_once, in_parts, strict=True):
+        assert one.probabilities == pytest.approx(two.probabilities, abs=TOLERANCE)
+        assert one.issues == two.issues
+        assert one.cost.prompt_tokens_computed == two.cost.prompt_tokens_computed
+        assert one.cost.prompt_tokens_reused == two.cost.prompt_tokens_reused
+    assert in_parts[0].cost.calls > at_once[0].cost.calls == 1
 
 
 @pytest.mark.parametrize("folder", ["demo", "byte level"])

@@ -12,14 +12,11 @@ What prompts share is computed once: the examples once a model, the explanation 
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 import structlog
 
 from services.simulation.errors import InvalidInput
@@ -27,25 +24,21 @@ from services.simulation.language_models.local.language_model import (
     DEFAULT_BATCH_TOKENS,
     LocalLanguageModel,
 )
-from services.simulation.language_models.local.rows import Row, RowLogits
 from services.simulation.prompts.simulation import (
     PROMPTS,
     AllAtOncePrompt,
-    OneAtATimePrompt,
     Pieces,
     logprob_prompt,
 )
-from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.interface import (
     OneByOne,
     SimulatedSequence,
-    SimulationCost,
     check_request,
 )
+from services.simulation.simulators.prompted_passes import PromptInUse, simulate_steps
 from services.simulation.simulators.sequence_rows import (
     AllAtOnceRows,
     OneAtATimeRows,
-    PlannedSequence,
     SequencePlanner,
 )
 from services.simulation.simulators.token_pieces import PieceTokenizer
@@ -54,7 +47,6 @@ from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted
 
 if TYPE_CHECKING:
     from services.simulation.language_models.local.model import LocalModel
-    from services.simulation.language_models.local.prefixes import Prefix
 
 _log = structlog.get_logger(__name__)
 
@@ -65,17 +57,6 @@ _ROOM_WANTED = 128
 _LEAST_ROOM = 16
 """Ids that an explanation must leave for the sequence."""
 _IDS_A_TOKEN = 5
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What depends on the model's tokenizer and context alone."""
-
-    prompt: AllAtOncePrompt | OneAtATimePrompt
-    tokenizer: PieceTokenizer
-    reading: ValueReading
-    planner: SequencePlanner
-    shared: tuple[int, ...]
 
 
 class CausalLmSimulator(OneByOne):
@@ -114,7 +95,7 @@ class CausalLmSimulator(OneByOne):
             self._prompts = [logprob_prompt(name, method) for name in named]
         self.method = self._prompts[0].method
         self._batch_tokens = batch_tokens
-        self._prepared: _Prepared | None = None
+        self._prepared: PromptInUse | None = None
         self._failure = ""
 
     @property
@@ -196,7 +177,7 @@ class CausalLmSimulator(OneByOne):
             # Calls try again, and answer the error if that fails too.
             _log.error("simulator_not_loaded", simulator=self.name, error=str(error))
 
-    def _prepare(self, model: LocalModel) -> _Prepared:
+    def _prepare(self, model: LocalModel) -> PromptInUse:
         if self._prepared is None:
             try:
                 self._prepared = self._fitting(model)
@@ -205,7 +186,7 @@ class CausalLmSimulator(OneByOne):
                 raise
         return self._prepared
 
-    def _fitting(self, model: LocalModel) -> _Prepared:
+    def _fitting(self, model: LocalModel) -> PromptInUse:
         """The first prompt that the model's context has room for, in the model's tokens."""
         tokenizer = PieceTokenizer.of_transformers(model.tokenizer)
         reading = ValueReading.of(tokenizer)
@@ -219,7 +200,7 @@ class CausalLmSimulator(OneByOne):
                     if isinstance(prompt, AllAtOncePrompt)
                     else OneAtATimeRows(prompt, tokenizer)
                 )
-                return _Prepared(prompt, tokenizer, reading, planner, shared)
+                return PromptInUse(prompt, tokenizer, reading, planner, shared)
         raise FailedPrecondition(
             f"the prompt {prompt.version} takes {len(shared)} of the {limit} tokens that the model "
             "reads; another prompt or model is needed",
@@ -229,39 +210,12 @@ class CausalLmSimulator(OneByOne):
     def _simulate_steps(
         self, model: LocalModel, *, explanation: str, batch: Sequence[Sequence[str]]
     ) -> Generator[None, None, list[SimulatedSequence]]:
-        began = time.perf_counter()
         prepared = self._prepare(model)
         own = prepared.tokenizer.joined(prepared.prompt.explained(explanation), "explanation")
         room = self._room(model, prepared, len(own))
-        planned = [prepared.planner.plan(tokens, room) for tokens in batch]
-        rows = [
-            Row(
-                row.ids,
-                np.array(row.positions, dtype=np.int64),
-                prepared.reading.columns,
-                prepared.reading.branch,
-            )
-            for sequence in planned
-            for row in sequence.rows
-        ]
-        if not rows:
-            return [_result(t, p, [], prepared) for t, p in zip(batch, planned, strict=True)]
-        prefix: Prefix = yield from model.prefix_steps([prepared.shared, own])
-        yield
-        # One pass each time that it yields, and the one before it returns.
-        calls = prefix.calls + 1
-        steps = model.logits_steps(prefix, rows)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                logits: list[RowLogits] = end.value
-                break
-            calls += 1
-            yield
-        return self._results(batch, planned, logits, prefix.computed, calls, began)
+        return (yield from simulate_steps(model, prepared, own, batch, room))
 
-    def _room(self, model: LocalModel, prepared: _Prepared, explanation: int) -> int:
+    def _room(self, model: LocalModel, prepared: PromptInUse, explanation: int) -> int:
         """Ids that a row may have."""
         if model.max_positions is None:
             return self._batch_tokens
@@ -278,51 +232,6 @@ class CausalLmSimulator(OneByOne):
             )
         return min(room, self._batch_tokens)
 
-    def _results(
-        self,
-        batch: Sequence[Sequence[str]],
-        planned: Sequence[PlannedSequence],
-        logits: list[RowLogits],
-        prefix_computed: int,
-        calls: int,
-        began: float,
-    ) -> list[SimulatedSequence]:
-        prepared = self._prepared
-        assert prepared is not None
-        seconds = time.perf_counter() - began
-        total = sum(len(tokens) for tokens in batch)
-        results, start = [], 0
-        for tokens, sequence in zip(batch, planned, strict=True):
-            own = logits[start : start + len(sequence.rows)]
-            start += len(own)
-            cost = SimulationCost(
-                calls=calls if own else 0,
-                prompt_tokens_computed=sum(row.computed for row in own)
-                + (prefix_computed if own else 0),
-                prompt_tokens_reused=sum(row.reused for row in own)
-                - (prefix_computed if own else 0),
-                seconds=seconds * len(tokens) / total,
-            )
-            if own:
-                # What sequences share stands with the first that was computed.
-                prefix_computed = calls = 0
-            results.append(_result(tokens, sequence, own, prepared, cost))
-        return results
-
-
-def _result(
-    tokens: Sequence[str],
-    planned: PlannedSequence,
-    logits: Sequence[RowLogits],
-    prepared: _Prepared,
-    cost: SimulationCost | None = None,
-) -> SimulatedSequence:
-    probabilities = np.zeros((len(tokens), NUM_VALUES))
-    for row, values in zip(planned.rows, logits, strict=True):
-        read = prepared.reading.probabilities(values.values, values.branch_values)
-        probabilities[list(row.tokens)] = read
-    return SimulatedSequence(tokens, probabilities, planned.issues, cost or SimulationCost())
-
 
 def _shared_ids(tokenizer: PieceTokenizer, pieces: Pieces) -> tuple[int, ...]:
     try:
@@ -332,7 +241,7 @@ def _shared_ids(tokenizer: PieceTokenizer, pieces: Pieces) -> tuple[int, ...]:
         raise FailedPrecondition(error.message, reason="TOKENIZER_NOT_SERVED") from error
 
 
-def _capabilities(method: str, model: LocalModel, prepared: _Prepared) -> Iterator[str]:
+def _capabilities(method: str, model: LocalModel, prepared: PromptInUse) -> Iterator[str]:
     if method == "all_at_once":
         yield "all_at_once: one forward pass predicts all tokens of a sequence"
     else:

@@ -8,7 +8,7 @@ issue instead of a prediction; what ids it has still stand in its place for the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from services.simulation.simulators.token_pieces import (
 NO_PLACE = "the token takes more of the model's context than the prompt leaves"
 
 _PIECES_A_LINE = 4
+_IDS_HELD = 65_536
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -40,7 +41,7 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSequence:
-    """All rows of a sequence; each token is in one of them or has an issue."""
+    """Rows of a sequence, or of some of its tokens; each is in one of them or has an issue."""
 
     rows: tuple[PlannedRow, ...]
     issues: tuple[TokenIssue, ...]
@@ -50,11 +51,15 @@ class PlannedSequence:
         return sum(len(row.ids) for row in self.rows)
 
 
-class SequencePlanner(Protocol):
-    """Makes rows of at most `room` ids from a sequence."""
+Group = list[tuple[int, PlannedSequence]]
+"""Rows that run together, of sequences that are named by their position in a batch."""
 
-    def plan(self, tokens: Sequence[str], room: int) -> PlannedSequence:
-        """The rows of a sequence."""
+
+class SequencePlanner(Protocol):
+    """Makes rows of at most `room` ids from sequences."""
+
+    def groups(self, batch: Sequence[Sequence[str]], room: int) -> Iterator[Group]:
+        """The rows of a batch of sequences, as many at a time as are worth holding."""
         ...
 
 
@@ -65,8 +70,12 @@ class AllAtOnceRows:
     prompt: AllAtOncePrompt
     tokenizer: PieceTokenizer
 
+    def groups(self, batch: Sequence[Sequence[str]], room: int) -> Iterator[Group]:
+        """All at once."""
+        yield [(number, self.plan(tokens, room)) for number, tokens in enumerate(batch)]
+
     def plan(self, tokens: Sequence[str], room: int) -> PlannedSequence:
-        """As `SequencePlanner.plan`."""
+        """The rows of a sequence."""
         tab, hidden, end = (self.tokenizer.piece(text).ids for text in self._line())
         rows: list[PlannedRow] = []
         issues: list[TokenIssue] = []
@@ -112,26 +121,39 @@ class OneAtATimeRows:
     prompt: OneAtATimePrompt
     tokenizer: PieceTokenizer
 
-    def plan(self, tokens: Sequence[str], room: int) -> PlannedSequence:
-        """As `SequencePlanner.plan`."""
+    def groups(self, batch: Sequence[Sequence[str]], room: int) -> Iterator[Group]:
+        """So many prompts at a time that their texts take little memory."""
+        for number, tokens in enumerate(batch):
+            rows: list[PlannedRow] = []
+            issues: list[TokenIssue] = []
+            ids = 0
+            for part in self._parts(tokens, room):
+                rows += part.rows
+                issues += part.issues
+                ids += part.own_ids
+                if ids >= _IDS_HELD:
+                    yield [(number, PlannedSequence(tuple(rows), tuple(issues)))]
+                    rows, issues, ids = [], [], 0
+            yield [(number, PlannedSequence(tuple(rows), tuple(issues)))]
+
+    def _parts(self, tokens: Sequence[str], room: int) -> Iterator[PlannedSequence]:
+        """What there is of each token, in order."""
         pieces = [self.tokenizer.piece(token) for token in tokens]
         readable = [
             _REPLACEMENT if piece.problem in (NOT_TEXT, TOO_LONG) else token
             for token, piece in zip(tokens, pieces, strict=True)
         ]
-        rows: list[PlannedRow] = []
-        issues: list[TokenIssue] = []
         for position, piece in enumerate(pieces):
             if piece.problem:
-                issues.append(_issue(position, piece))
+                yield PlannedSequence((), (_issue(position, piece),))
                 continue
             # Hardly a token has less than one id, so no more of them are of use.
             ids = self._question(readable[max(0, position + 1 - room) : position + 1], room)
             if ids is None:
-                issues.append(TokenIssue(position, TokenOutcome.MISSING, NO_PLACE))
-                continue
-            rows.append(PlannedRow(ids, (len(ids) - 1,), (position,)))
-        return PlannedSequence(tuple(rows), tuple(issues))
+                issue = TokenIssue(position, TokenOutcome.MISSING, NO_PLACE)
+                yield PlannedSequence((), (issue,))
+            else:
+                yield PlannedSequence((PlannedRow(ids, (len(ids) - 1,), (position,)),), ())
 
     def _question(self, tokens: Sequence[str], room: int) -> tuple[int, ...] | None:
         before, text, after = self.prompt.question_parts(tokens)
