@@ -34,7 +34,11 @@ def running(ours: Path) -> Iterator[dict[str, str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "services.launcher", "up", "--config", config, *ports],
         cwd=REPOSITORY,
-        env=os.environ | {"NEUROPIL_ALLOWED_PATH_PREFIXES": json.dumps([str(ours.parent)])},
+        env=os.environ
+        | {
+            "NEUROPIL_ALLOWED_PATH_PREFIXES": json.dumps([str(ours.parent)]),
+            "NEUROPIL_SIMULATION_STATE": str(ours.parent / "state"),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -58,7 +62,7 @@ def examples(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("clients/python/README.md", 5)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("clients/python/README.md", 7)])
 def test_the_python_examples_run(
     page: str, count: int, running: dict[str, str], ours: Path, tmp_path: Path
 ) -> None:

@@ -27,10 +27,13 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(ours: Path) -> Iterator[neuropil.Client]:
     arguments = ("--config", str(DEMO), "--port", "0", "--metrics-port", "0")
     allowed = {"NEUROPIL_ALLOWED_PATH_PREFIXES": json.dumps([str(ours)])}
+    state = {"NEUROPIL_SIMULATION_STATE": str(ours / "state")}
     with (
         server("services.records", *arguments, environment=allowed) as (records, _),
         server(
-            "services.simulation", *arguments, environment={"NEUROPIL_SERVICES__RECORDS": records}
+            "services.simulation",
+            *arguments,
+            environment=state | {"NEUROPIL_SERVICES__RECORDS": records},
         ) as (simulation, _),
         neuropil.connect(records=records, simulation=simulation, timeout=60) as connected,
     ):
@@ -38,12 +41,13 @@ def client(ours: Path) -> Iterator[neuropil.Client]:
 
 
 def test_simulators(client: neuropil.Client) -> None:
-    (simulator,) = client.simulation.simulators()
-    assert (simulator.name, simulator.kind, simulator.is_default) == (
-        "embedding",
-        "embedding",
-        True,
-    )
+    simulators = client.simulation.simulators()
+    (simulator,) = [each for each in simulators if each.is_default]
+    assert (simulator.name, simulator.kind) == ("embedding", "embedding")
+    assert not simulator.runs_language_model
+    assert simulator.state in {"loading", "ready"}
+    (explainer,) = [each for each in client.simulation.explainers() if each.is_default]
+    assert (explainer.name, explainer.kind, explainer.state) == ("context", "context", "ready")
 
 
 def test_simulate_keeps_sequences_apart(client: neuropil.Client) -> None:
@@ -119,3 +123,92 @@ def test_what_was_scored_can_be_stored(client: neuropil.Client, ours: Path) -> N
     for given in (scored, scored.message):
         with pytest.raises(ValueError, match="'plants', but 'animals' was scored"):
             client.records.put_explanation(*neuron, "plants", given, explanation_dataset=target)
+
+
+def test_many_explanations_of_a_sequence(client: neuropil.Client) -> None:
+    tokens = [" the", " lion", " of"]
+    explanations = ["animals such as lions", "the word 'of'"]
+    together = client.simulation.simulate_explanations(explanations, tokens)
+    assert [int(np.argmax(each.expected_activations)) for each in together] == [1, 2]
+    for explanation, each in zip(explanations, together, strict=True):
+        (alone,) = client.simulation.simulate(explanation, [tokens])
+        np.testing.assert_array_equal(each.probabilities, alone.probabilities)
+        assert each.validity.valid_token_count == len(tokens)
+
+
+def test_a_stored_calibration_is_applied_by_its_id(client: neuropil.Client) -> None:
+    sequences = [["a", "b"], ["c", "d"]]
+    fitted = client.simulation.fit_calibration(
+        "isotonic", [0, 1, 2, 4], [1, 0, 5, 9], sequences=sequences
+    )
+    kept = client.simulation.store_calibration(fitted)
+    assert client.simulation.stored_calibration(kept) == fitted
+    for calibration in (fitted, kept):
+        mapped = client.simulation.apply_calibration(calibration, [0, 0.5, 3])
+        np.testing.assert_allclose(mapped, [0.5, 0.5, 7])
+    (simulation,) = client.simulation.simulate("animals", [[" lion"]], calibration_id=kept)
+    assert 0.5 <= simulation.expected_activations[0] <= 9
+    with pytest.raises(neuropil.NeuropilError) as caught:
+        client.simulation.stored_calibration(kept[:-1] + ("0" if kept[-1] != "0" else "1"))
+    assert (caught.value.code, caught.value.reason) == ("NOT_FOUND", "CALIBRATION_NOT_FOUND")
+
+
+def test_proposed_explanations_are_scored_with_where_they_come_from(
+    client: neuropil.Client,
+) -> None:
+    neuron = ("mlp_post_act", 3, 203)
+    proposals = client.simulation.propose(*neuron, "demo", count=2)
+    assert 1 <= len(proposals.explanations) <= 2
+    proposed = proposals.explanations[0]
+    scored = client.simulation.score(
+        proposed.explanation, *neuron, "demo", explanation_provenance=proposed.provenance
+    )
+    assert scored.method == "simulation"
+    assert scored.provenance.explanation.explainer == "context"
+    low, high = scored.preferred.interval or (0.0, 0.0)
+    assert scored.score is not None
+    assert low < high
+    assert scored.details["ev_correlation"] == scored.preferred
+    undefined = client.simulation.score("zzz", *neuron, "demo", calibration="none", max_sequences=1)
+    for name, score in undefined.details.items():
+        assert (score.value is None) == bool(score.undefined_reason), name
+    with pytest.raises(ValueError, match="guessing"):
+        client.simulation.score("x", *neuron, "demo", method="guessing")
+
+
+def test_judgements_are_read(client: neuropil.Client) -> None:
+    judged = client.simulation.score(
+        "the word 'ref'", "mlp_post_act", 3, 203, "demo", method="fuzzing", max_judgements=8
+    )
+    assert judged.method == "fuzzing"
+    assert judged.score == judged.scores["balanced_accuracy"]
+    assert len(judged.judgements) <= 8
+    assert all(each.marked_positions and each.probability is not None for each in judged.judgements)
+    with pytest.raises(ValueError, match="no place for scores by fuzzing"):
+        client.records.put_explanation(
+            "mlp_post_act", 3, 203, "the word 'ref'", judged, explanation_dataset="/ours"
+        )
+
+
+def test_a_bulk_run_is_an_iterator_that_goes_on(client: neuropil.Client) -> None:
+    requests = [
+        client.simulation.score_request("animals", "mlp_post_act", 1, index, "demo")
+        for index in (3, 4, 100_000)
+    ]
+    events = client.simulation.bulk_score(requests, "a run", max_concurrency=1)
+    first = next(event for event in events if isinstance(event, neuropil.BulkResult))
+    events.close()
+    again = list(client.simulation.bulk_score(requests, "a run"))
+    results = {each.position: each for each in again if isinstance(each, neuropil.BulkResult)}
+    assert results[first.position].reused
+    assert results[0].scored is not None
+    assert results[0].scored.sequences
+    assert (results[0].put, results[0].failure) == ("not_asked", "")
+    assert results[2].scored is None
+    assert (results[2].failure_reason, bool(results[2].failure)) == ("RECORD_NOT_FOUND", True)
+    summary = again[-1]
+    assert isinstance(summary, neuropil.BulkSummary)
+    assert (summary.done, summary.failed, summary.left, summary.stopped_by) == (2, 1, 0, "")
+    with pytest.raises(neuropil.NeuropilError) as caught:
+        list(client.simulation.bulk_score(requests[:1], "a run"))
+    assert caught.value.reason == "RESUME_KEY_USED"
