@@ -191,8 +191,8 @@ class SimulationPlane:
     async def score_simulations(
         self, true: FloatArray, expected: FloatArray, lengths: Sequence[int]
     ) -> ScoreTable:
-        """Scores of simulations at hand; see `score_sequences`."""
-        return await asyncio.to_thread(score_sequences, true, expected, lengths)
+        """Scores of simulations at hand, with intervals of seed 0; see `score_sequences`."""
+        return await asyncio.to_thread(score_sequences, true, expected, lengths, 0)
 
     async def propose(
         self, explainer: str, component: v1.RecordedComponent, options: ProposalOptions
