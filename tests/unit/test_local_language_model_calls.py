@@ -111,6 +111,25 @@ async def test_choices_of_several_ids_are_told_apart(plain: LocalLanguageModel) 
     np.testing.assert_allclose(found.probabilities, np.array(joint) / sum(joint), rtol=1e-3)
 
 
+async def test_callers_at_once_get_what_each_gets_alone(plain: LocalLanguageModel) -> None:
+    questions = [[f"{caller} stones, {n} lions" for n in range(6)] for caller in range(4)]
+    alone = [await plain.choose(prompts(*asked), ["Yes", "No"]) for asked in questions]
+    calls = [asyncio.create_task(plain.choose(prompts(*a), ["Yes", "No"])) for a in questions]
+    texts = asyncio.create_task(plain.generate(prompts("Yes?"), GenerationOptions(max_tokens=9)))
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers[1], asyncio.CancelledError)
+    for number in (0, 2, 3):
+        answer = answers[number]
+        assert not isinstance(answer, BaseException)
+        for choice, expected in zip(answer, alone[number], strict=True):
+            assert choice.probabilities is not None
+            assert expected.probabilities is not None
+            np.testing.assert_array_equal(choice.probabilities, expected.probabilities)
+    assert (await texts)[0].cost.completion_tokens > 0
+
+
 async def test_choices_that_are_none_are_refused(plain: LocalLanguageModel) -> None:
     for choices in ([], ["Yes"], ["Yes", ""], ["Yes", "Yes"]):
         with pytest.raises(InvalidInput, match="choices"):
