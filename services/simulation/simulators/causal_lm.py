@@ -24,6 +24,7 @@ from services.simulation.language_models.local.language_model import (
     DEFAULT_BATCH_TOKENS,
     LocalLanguageModel,
 )
+from services.simulation.language_models.local.rows import WorkStopped
 from services.simulation.prompts.simulation import (
     PROMPTS,
     AllAtOncePrompt,
@@ -168,9 +169,10 @@ class CausalLmSimulator(OneByOne):
         yield
 
     def _report(self, loading: Future[None]) -> None:
-        if loading.cancelled():
+        error = None if loading.cancelled() else loading.exception()
+        if loading.cancelled() or isinstance(error, WorkStopped):
+            # The service ended before the model was there.
             return
-        error = loading.exception()
         if error is None:
             _log.info("simulator_loaded", simulator=self.name, capabilities=self.capabilities)
         else:
