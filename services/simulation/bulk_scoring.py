@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -79,7 +80,8 @@ class BulkScorer:
 
         run = BulkRun(
             key=scoring.key,
-            fingerprints=[_fingerprint(request) for request in requests],
+            # 100,000 of them take a second, in which others should be answered.
+            fingerprints=await asyncio.to_thread(lambda: [*map(_fingerprint, requests)]),
             score=score,
             budget=scoring.budget,
             concurrency=scoring.concurrency,
