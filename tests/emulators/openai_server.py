@@ -49,6 +49,14 @@ class Abilities:
     """Half characters read "\\ufffd", as vLLM has them, not "bytes:\\x..", as OpenAI."""
 
 
+_BODIES = {
+    "deep": b'{"choices": ' + b"[" * 100_000,
+    "bad_text": b'{"choices": [{"text": "\xff\xfe"}]}',
+    "empty": b"",
+}
+"""Of answers 200 that can't be read."""
+
+
 class Refused(Exception):
     """An answer with a status and a message."""
 
@@ -208,6 +216,10 @@ class OpenAiServer:
             return _error(500, "was not given up")
         if fault == "endless":
             return StreamingResponse(_endless(), media_type="application/json")
+        if fault in _BODIES:
+            return Response(_BODIES[fault], media_type="application/json")
+        if fault == "bad_gzip":
+            return Response(b"no gzip", headers={"Content-Encoding": "gzip"})
         assert fault == "garbage", fault
         return Response("<html>not JSON</html>", media_type="application/json")
 

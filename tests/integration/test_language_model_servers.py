@@ -226,6 +226,12 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ApiKey.from_environment(None, "").headers == {}
 
 
+@pytest.mark.parametrize("url", ["http://", "http:///v1", "http://host:x/v1"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="address of a server"):
+        Server(url, "m")
+
+
 @pytest.mark.parametrize("url", ["http://me:pw@host/v1", "http://host/v1?key=pw"])
 def test_addresses_hold_no_secret(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -290,6 +296,31 @@ async def test_choices_by_completions(served: OpenAiServer) -> None:
     await model.close()
 
 
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        (None, (0, 0, 0)),
+        ({"prompt_tokens": None, "completion_tokens": None}, (0, 0, 0)),
+        ({"prompt_tokens": -5, "completion_tokens": 10**15}, (0, 0, 2**31)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}, (5, 4, 0)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 40}}, (0, 9, 0)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": None}, (9, 0, 0)),
+    ],
+)
+async def test_what_servers_say_of_cost(
+    served: OpenAiServer, usage: Any, counted: tuple[int, int, int]
+) -> None:
+    model = RemoteLanguageModel(described(served), "completions")
+    await model.found()
+    served.tamper = lambda content: {**content, "usage": usage}
+    (choice,) = await model.choose([PROMPT], ["0", "1"])
+    cost = choice.cost
+    assert (cost.prompt_tokens_computed, cost.prompt_tokens_reused, cost.completion_tokens) == (
+        counted
+    )
+    await model.close()
+
+
 @pytest.mark.parametrize("logprobs", [20, 5, 0])
 async def test_choices_by_chat(served: OpenAiServer, logprobs: int) -> None:
     served.abilities.chat_logprobs = logprobs
@@ -323,6 +354,16 @@ async def test_wrong_shapes_are_no_choices(served: OpenAiServer) -> None:
         (choice,) = await model.choose([PROMPT], ["0", "1"])
         assert choice.probabilities is None
         assert choice.issue
+    await model.close()
+
+
+@pytest.mark.parametrize("fault", ["deep", "bad_text", "empty", "bad_gzip"])
+async def test_bodies_that_cannot_be_read(served: OpenAiServer, fault: str) -> None:
+    model = RemoteLanguageModel(described(served, max_attempts=2), "completions")
+    await model.found()
+    served.fault = fault
+    with pytest.raises(Unavailable):
+        await model.generate([PROMPT], GenerationOptions(max_tokens=1))
     await model.close()
 
 

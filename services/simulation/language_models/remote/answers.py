@@ -6,10 +6,13 @@ from typing import TypeVar
 
 import msgspec
 
-from services.simulation.language_models.remote.failures import UnreadableAnswer
+from services.simulation.language_models.remote.failures import BAD_JSON, UnreadableAnswer
 from services.simulation.language_models.remote.server import Server
 from services.simulation.parsing.echoed_prompts import EchoedToken, first_token
 from services.simulation.simulators.interface import SimulationCost
+
+_MOST_TOKENS = 2**31
+"""Of one call; what a server says beyond that is no number of tokens."""
 
 
 class CachedTokens(msgspec.Struct):
@@ -21,7 +24,7 @@ class CachedTokens(msgspec.Struct):
 class Usage(msgspec.Struct):
     """What the server says that it computed."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
     prompt_tokens_details: CachedTokens | None = None
 
@@ -108,7 +111,7 @@ def read_answer(content: bytes, as_: type[AnswerT], server: Server) -> AnswerT:
     """
     try:
         answer = msgspec.json.decode(content, type=as_)
-    except msgspec.DecodeError as error:
+    except BAD_JSON as error:
         raise UnreadableAnswer(f"the server's answer is not as agreed: {error}", server) from error
     if not answer.choices:
         raise UnreadableAnswer("the server's answer has no choices", server)
@@ -119,10 +122,14 @@ def cost_of(usage: Usage | None, seconds: float, *, prompt_tokens: int = 0) -> S
     """What a call cost; `prompt_tokens` counts where the server doesn't say."""
     if usage is None:
         return SimulationCost(1, prompt_tokens, 0, 0, seconds)
-    prompt = max(0, usage.prompt_tokens)
+    prompt = _count(usage.prompt_tokens)
     details = usage.prompt_tokens_details
-    reused = min(prompt, max(0, (details.cached_tokens or 0) if details else 0))
-    return SimulationCost(1, prompt - reused, reused, max(0, usage.completion_tokens or 0), seconds)
+    reused = min(prompt, _count(details.cached_tokens if details else None))
+    return SimulationCost(1, prompt - reused, reused, _count(usage.completion_tokens), seconds)
+
+
+def _count(number: int | None) -> int:
+    return min(max(0, number or 0), _MOST_TOKENS)
 
 
 def next_token_logprobs(logprobs: Logprobs | None) -> dict[str, float] | None:

@@ -15,6 +15,7 @@ import structlog
 
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.remote.failures import (
+    BAD_JSON,
     ServerFailure,
     UnreadableAnswer,
     failure_of,
@@ -126,13 +127,13 @@ class ServerClient:
             # The timeout of httpx is between two pieces of an answer; this one is of the whole.
             async with asyncio.timeout(self.server.timeout_seconds):
                 status, headers, answer = await self._exchange(self._http, route, content)
-        except (httpx.TransportError, ssl.SSLError, TimeoutError) as error:
+        except (httpx.RequestError, ssl.SSLError, TimeoutError) as error:
             raise failure_of_transport(self.server, error, time.monotonic() - began) from error
         if status != httpx.codes.OK:
             raise failure_of(self.server, route, status, answer, retry_after(headers))
         try:
             msgspec.json.decode(answer, type=msgspec.Raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BAD_JSON as error:
             unreadable = UnreadableAnswer("the server's answer is not JSON", self.server)
             raise ServerFailure(unreadable, may_pass=True) from error
         return answer

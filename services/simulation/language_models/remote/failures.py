@@ -10,6 +10,9 @@ import msgspec
 from services.simulation.language_models.remote.server import Server
 from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted, Unavailable
 
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading JSON may raise: other shapes, text that isn't UTF-8, lists ever deeper."""
+
 _SHOWN = 200
 """Characters of a server's own words that are passed on."""
 
@@ -177,7 +180,7 @@ def _words(server: Server, body: bytes) -> tuple[str, str]:
     """What the server says, ready to be put behind our words, and its code."""
     try:
         parsed = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except BAD_JSON:
         return "", ""
     if isinstance(parsed.error, _ErrorDetail):
         text, code = parsed.error.message, parsed.error.code or parsed.error.type

@@ -27,7 +27,7 @@ from services.simulation.language_models.remote.capabilities import (
 from services.simulation.language_models.remote.chat_api import ChatApi
 from services.simulation.language_models.remote.client import ServerClient
 from services.simulation.language_models.remote.completions_api import CompletionsApi, in_a_row
-from services.simulation.language_models.remote.failures import UnreadableAnswer
+from services.simulation.language_models.remote.failures import RequestRefused, UnreadableAnswer
 from services.simulation.language_models.remote.ordered import in_order
 from services.simulation.language_models.remote.server import Server
 from services.simulation.parsing.choice_logprobs import answered_choice, choice_probabilities
@@ -198,8 +198,13 @@ class RemoteLanguageModel:
     async def _all(
         self, calls: Sequence[Callable[[], Coroutine[Any, Any, ResultT]]]
     ) -> list[ResultT]:
-        async with aclosing(in_order(calls, self.server.max_concurrent)) as results:
-            return [result async for result in results]
+        try:
+            async with aclosing(in_order(calls, self.server.max_concurrent)) as results:
+                return [result async for result in results]
+        except RequestRefused:
+            # It may be another server by now: what it can do is found out at the next call.
+            self.forget()
+            raise
 
     async def _find_out(self) -> None:
         wait = _ASK_AGAIN_SECONDS

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
+import httpx
+
 from shared.errors import ConfigurationError
 
 _HIDDEN = "[key]"
@@ -83,6 +85,8 @@ class Server:
             raise ConfigurationError(
                 "base_url", "a password in an address gets into logs; name api_key_env instead"
             )
+        if not parts.hostname or not _can_be_called(self.base_url):
+            raise ConfigurationError("base_url", "the address of a server is needed")
         if parts.query or parts.fragment:
             raise ConfigurationError("base_url", "an address without ? and # is needed")
 
@@ -94,3 +98,10 @@ class Server:
     def url(self, route: str) -> str:
         """Address of a route such as `completions`."""
         return f"{self.base_url.rstrip('/')}/{route}"
+
+
+def _can_be_called(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0 and bool(httpx.URL(url).host)
+    except (ValueError, httpx.InvalidURL):
+        return False
