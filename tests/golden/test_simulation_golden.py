@@ -349,3 +349,48 @@ def token_pairs(records: list[dict[str, Any]]) -> LabeledTokenPairs:
         tuple(activations),
         tuple(cap for cap in caps if cap is not None),
     )
+
+
+PARSING, PROMPTS, HERE = (
+    f"test_simulation_{subject}golden.py" for subject in ("parsing_", "prompts_", "")
+)
+# Where each part of the golden data is tested; None: docs/scoring.md says why it isn't.
+TESTED_IN: dict[str, str | None] = {
+    "release": None,
+    "about": None,
+    "scores": HERE,
+    "calibration": HERE,
+    "end_to_end_scoring": HERE,
+    "aggregate_edge": HERE,
+    "attention_scoring": HERE,
+    "token_logprobs": PARSING,
+    "simulators": PARSING,
+    "simulators/all_at_once": PARSING,
+    "simulators/one_at_a_time": PARSING,
+    "simulators/logprob_free": PARSING,
+    "simulators/logprob_free_old": PARSING,
+    "simulators/all_at_once_chat_prompt": None,
+    "simulators/dummy": None,
+    "prompt_formats": None,
+    "helpers": HERE,
+    "helpers/split": HERE,
+    "helpers/normalize_activations": HERE,
+    "helpers/normalize_activations_symmetric": HERE,
+    "helpers/calculate_max_activation": HERE,
+    "helpers/non_zero_activation_proportion": HERE,
+    "helpers/format_activation_records": PROMPTS,
+    "helpers/format_sequences_for_simulation": PROMPTS,
+}
+
+
+def test_nothing_is_left_out(release: dict[str, Any]) -> None:
+    parts = set(release)
+    parts |= {f"simulators/{case['kind']}" for case in release["simulators"]}
+    parts |= {f"helpers/{case['fn']}" for case in release["helpers"]}
+    assert parts <= set(TESTED_IN)
+    for part in parts:
+        tested_in = TESTED_IN[part]
+        if tested_in is not None:
+            # The name that the test looks the cases up by.
+            text = (Path(__file__).parent / tested_in).read_text(encoding="utf-8")
+            assert part.rsplit("/", 1)[-1] in text.split("TESTED_IN")[0], part

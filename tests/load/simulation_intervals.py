@@ -245,6 +245,18 @@ def measure(data_sets: int = DATA_SETS) -> list[str]:
             lines.append(f"| {name} | {truth} | {method} | {shares} |")
     lines += [
         "",
+        "With fewer sequences, bootstrap-t:",
+        "",
+        "| activations | sequences | " + " | ".join(SCORES) + " | without |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, draw in KINDS.items():
+        for sequences in (10, 20):
+            found = coverage(draw, data_sets, sequences)
+            shares = " | ".join(f"{100 * share:.1f}" for share in found.shares)
+            lines.append(f"| {name} | {sequences} | {shares} | {100 * found.without.max():.1f} |")
+    lines += [
+        "",
         f"{data_sets:,} sets of judgements; % of the intervals that hold the true score:",
         "",
         "| sequences | judgements a sequence | true scores | balanced accuracy | ROC AUC |",
