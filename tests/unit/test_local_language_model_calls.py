@@ -150,7 +150,9 @@ async def test_texts_are_counted_and_cut(plain: LocalLanguageModel) -> None:
     assert first.text != second.text, "each prompt has a seed of its own"
     again = await plain.generate(prompts("Yes?"), options)
     assert again[0].text == first.text
-    assert again[0].cost.prompt_tokens_computed < first.cost.prompt_tokens_computed
+    assert first.cost.prompt_tokens_computed > second.cost.prompt_tokens_computed == 0
+    assert again[0].cost.prompt_tokens_computed == 1, "the last token, whose logits are wanted"
+    assert again[0].cost.prompt_tokens_reused == second.cost.prompt_tokens_reused - 1
     assert first.cost.completion_tokens <= 20
     stop = first.text[3:5]
     (cut,) = await plain.generate(

@@ -53,8 +53,14 @@ def _together(
     model: LocalModel, split: Sequence[Split], options: Sequence[GenerationOptions]
 ) -> Generator[None, None, list[Generation]]:
     began, calls = time.perf_counter(), model.calls
+    segments = [split[0][0]]
+    if len(set(split)) == 1:
+        # Who draws several texts after one prompt may well ask for more of them.
+        ((shared, own),) = set(split)
+        segments = [shared, own[:-1]]
+        split = [(shared + own[:-1], own[-1:])] * len(split)
     shared = split[0][0]
-    prefix = yield from model.prefix_steps([shared])
+    prefix = yield from model.prefix_steps(segments)
     if prefix.calls:
         yield
     written = yield from generate_steps(model, prefix, [own for _, own in split], options)
