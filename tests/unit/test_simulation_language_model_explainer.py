@@ -22,9 +22,11 @@ from services.simulation.scoring.labeled_sequences import LabeledSequences
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.simulators.causal_lm import CausalLmSimulator
 from services.simulation.simulators.embedding import EmbeddingSimulator
-from shared.errors import FailedPrecondition, Unavailable
+from shared.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from tests.unit.planted_chat import PlantedAnswers, chat_simulator
 from tests.unit.small_language_models import configurations, save
+
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "data/demo/model"
 
 
 def sequences(*numbers: int) -> LabeledSequences:
@@ -201,5 +203,16 @@ async def test_a_local_model_writes_the_same_each_time(tmp_path: Path) -> None:
             outcomes.append([error.reason])
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0]) == 1
+    await simulator.close()
+    await model.close()
+
+
+async def test_a_model_that_reads_too_little_says_so() -> None:
+    model = LocalLanguageModel(str(DEMO_MODEL))
+    simulator = CausalLmSimulator("local", model, prompt="compact-1")
+    explainer = LanguageModelExplainer("llm", simulator)
+    with pytest.raises(ResourceExhausted) as raised:
+        await explainer.propose(EVIDENCE, ProposalOptions())
+    assert raised.value.reason == "PROMPT_TOO_LONG"
     await simulator.close()
     await model.close()
