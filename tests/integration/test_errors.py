@@ -15,7 +15,7 @@ import yaml
 
 import neuropil
 from neuropil.records import v1 as records
-from shared.errors import FailedPrecondition, Unimplemented
+from shared.errors import Aborted, FailedPrecondition, Unimplemented
 from shared.rpc.interceptors.errors import INTERNAL_TEXT
 from shared.rpc.server import RpcService, ServerOptions, start_server
 from tests.emulators.azurite import Azurite
@@ -178,6 +178,19 @@ def test_a_condition_that_does_not_hold_is_a_failed_precondition() -> None:
         connected.records.datasets()
     error = shown(caught.value)
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "NOT_WRITABLE")
+
+
+def test_what_runs_already_is_aborted() -> None:
+    refusal = Aborted("it runs already", reason="RUN_IN_PROGRESS", retry_after_seconds=2.0)
+    with (
+        answering(refusal) as address,
+        neuropil.connect(records=address) as connected,
+        pytest.raises(neuropil.NeuropilError) as caught,
+    ):
+        connected.records.datasets()
+    error = shown(caught.value)
+    assert (error.code, error.reason) == ("ABORTED", "RUN_IN_PROGRESS")
+    assert error.retry_after_seconds == 2.0
 
 
 def test_a_defect_is_internal_and_keeps_its_text_to_itself() -> None:
