@@ -40,14 +40,19 @@ def sequence(tokens: list[str], activations: list[float]) -> neuropil.TokenSeque
 def scored(true: list[float], simulated: list[float]) -> neuropil.ScoredExplanation:
     scores = {"ev_correlation": 0.5, "r_squared": None, "absolute_deviation_explained": -0.25}
     each = neuropil.ScoredSequence(
-        [" <b>", "\n", "猫"], np.array(true), np.array(simulated), np.array(simulated) * 3
+        [" <b>", "\n", "猫"], np.array(true), np.array(simulated), np.array(simulated) * 3, {}
     )
     return neuropil.ScoredExplanation(
         explanation="x",
+        method="simulation",
         score=0.5,
+        preferred=neuropil.Score(0.5),
         scores=dict(scores),
         uncalibrated_scores=dict(scores),
+        details={},
         sequences=[each],
+        judgements=[],
+        attention=[],
         provenance=ScoreProvenance(simulator="embedding"),
         message=ScoredExplanation(),
     )
