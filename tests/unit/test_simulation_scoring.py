@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.simulation.calibration.calibrations import CalibrationKind, LinearCalibration
+from services.simulation.calibration.content import CalibrationCache
+from services.simulation.calibration.fitted import FittedCalibration, sequence_hash
 from services.simulation.errors import InvalidInput
 from services.simulation.scores.simulation_scores import UndefinedReason
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
@@ -21,6 +25,7 @@ from services.simulation.scoring.simulation_scoring import (
     score_explanation,
 )
 from services.simulation.simulators.interface import (
+    OneByOne,
     SimulatedSequence,
     SimulationCost,
     TokenIssue,
@@ -29,15 +34,18 @@ from services.simulation.simulators.interface import (
 from shared.errors import FailedPrecondition
 
 
-class DigitSimulator:
+class DigitSimulator(OneByOne):
     """Predicts the number that a token is; a token that is none gets no distribution."""
 
-    kind = "digits"
+    kind: ClassVar[str] = "digits"
     model = "arithmetic 1"
     prompt_version = "p1"
-    has_exact_probabilities = True
-    description = "Reads numbers."
+    has_exact_probabilities: ClassVar[bool] = True
+    description: ClassVar[str] = "Reads numbers."
     name = "digits"
+    language_model = None
+    capabilities = ()
+    state = "ready"
 
     def __init__(self) -> None:
         self.simulated: list[tuple[str, ...]] = []
@@ -74,9 +82,12 @@ SCORED = labeled(("4 5 6", [9.0, 11.0, 13.0]), ("7 1", [15.0, 3.0]), ("2 2", [5.
 
 
 async def run(
-    task: ScoringTask, simulator: DigitSimulator | None = None
+    task: ScoringTask,
+    simulator: DigitSimulator | None = None,
+    cache: CalibrationCache | None = None,
 ) -> tuple[list[ScoringProgress], ScoredExplanation]:
-    events = [event async for event in score_explanation(task, simulator or DigitSimulator())]
+    simulator = simulator or DigitSimulator()
+    events = [event async for event in score_explanation(task, simulator, cache)]
     result = events.pop()
     assert isinstance(result, ScoredExplanation)
     progress = [event for event in events if isinstance(event, ScoringProgress)]
@@ -165,6 +176,97 @@ async def test_activations_that_are_not_finite() -> None:
         assert result.scores[0].rsquared.value == pytest.approx(1.0)
         with pytest.raises(InvalidInput, match="finite true activation"):
             await run(task(calibration=labeled(("1", [bad]))))
+
+
+async def test_a_second_score_of_the_same_explanation_fits_nothing() -> None:
+    cache, simulator = CalibrationCache(), DigitSimulator()
+    _, first = await run(task(), simulator, cache)
+    simulator.simulated.clear()
+    progress, second = await run(task(), simulator, cache)
+    assert simulator.simulated == list(SCORED.tokens)
+    assert progress[0] == ScoringProgress(0, 3, "simulate")
+    assert (first.provenance.calibration_reused, second.provenance.calibration_reused) == (0, 1)
+    assert second.provenance.fitted == first.provenance.fitted
+    assert second.provenance.cost.calls == 3
+    assert second.scores.overall == first.scores.overall
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"explanation": "numbers "},
+        {"calibration_kind": CalibrationKind.PERCENTILE},
+        {"split": ScoringSplit(CALIBRATION.take([0]), SCORED)},
+        {"split": ScoringSplit(labeled(("1 2 3", [3.0, 5.0, 7.5])), SCORED)},
+        {"model": "arithmetic 2"},
+        {"prompt_version": "p2"},
+        {"name": "other"},
+    ],
+)
+async def test_what_differs_is_fitted_again(change: dict[str, Any]) -> None:
+    cache, simulator = CalibrationCache(), DigitSimulator()
+    await run(task(), simulator, cache)
+    changed = task()
+    for field, value in change.items():
+        if hasattr(simulator, field):
+            setattr(simulator, field, value)
+        else:
+            changed = replace(changed, **{field: value})
+    _, result = await run(changed, simulator, cache)
+    assert not result.provenance.calibration_reused
+    assert len(cache) == 2
+
+
+async def test_a_remembered_fit_must_cover_what_is_asked_for() -> None:
+    cache = CalibrationCache()
+    gaps = labeled(("4 x 6", [9.0, 1e6, 13.0]), ("7 1 5", [15.0, 3.0, 11.0]))
+    await run(task(calibration=gaps, min_coverage=0.5), cache=cache)
+    with pytest.raises(FailedPrecondition, match="5 of 6 tokens"):
+        await run(task(calibration=gaps), cache=cache)
+
+
+async def test_a_given_calibration_is_applied_as_it_is() -> None:
+    fitted = FittedCalibration(LinearCalibration(2.0, 1.0), 9, (1, 2, 3))
+    simulator = DigitSimulator()
+    given = replace(task(calibration=LabeledSequences()), calibration=fitted)
+    _, result = await run(given, simulator)
+    assert simulator.simulated == list(SCORED.tokens)
+    assert result.scores.overall.rsquared.value == pytest.approx(1.0)
+    assert result.provenance.fitted == fitted
+    assert result.provenance.calibration_reused
+    assert result.provenance.calibration_sequences == 3
+    own = FittedCalibration(LinearCalibration(2.0, 1.0), 9, (sequence_hash(SCORED.tokens[1]),))
+    with pytest.raises(InvalidInput, match="position 1 of those to score") as caught:
+        await run(replace(given, calibration=own, calibration_field="calibration_id"))
+    assert caught.value.field == "calibration_id"
+    assert caught.value.reason == "SCORED_SEQUENCE_IN_CALIBRATION"
+
+
+async def test_scores_before_and_after_calibration_have_intervals() -> None:
+    rng = np.random.default_rng(0)
+    scored = labeled(
+        *(
+            (" ".join(map(str, digits)), (2 * digits + rng.normal(size=6)).tolist())
+            for digits in rng.integers(0, 11, (12, 6))
+        )
+    )
+    _, first = await run(task(scored=scored))
+    _, again = await run(task(scored=scored))
+    _, other = await run(replace(task(scored=scored), seed=8))
+    assert first.scores.overall == again.scores.overall
+    assert first.uncalibrated_scores == again.uncalibrated_scores
+    for scores, others in (
+        (first.scores.overall, other.scores.overall),
+        (first.uncalibrated_scores, other.uncalibrated_scores),
+    ):
+        for name in ("correlation", "rsquared", "absolute_dev_explained"):
+            own, theirs = getattr(scores, name), getattr(others, name)
+            assert own.value == theirs.value
+            assert own.interval.low < own.value < own.interval.high
+            assert own.interval != theirs.interval
+    assert first.scores[0].correlation.interval is None
+    assert first.provenance.interval_method == "bootstrap-t"
+    assert first.provenance.interval_resamples == 1000
 
 
 async def test_nothing_to_score_or_to_calibrate_on() -> None:
