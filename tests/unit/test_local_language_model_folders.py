@@ -102,6 +102,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "half a tokenizer": (cut("tokenizer.json", 300), "can't be loaded"),
     "a shard too few": (shard_missing, "model-00002-of"),
     "unknown kind": (changed(model_type="nothing_known"), "nothing_known"),
+    "code of its own": (
+        changed(model_type="mine", auto_map={"AutoConfig": "code.Mine"}),
+        "it needs code of the folder, and none is run",
+    ),
     "no causal kind": (changed(model_type="t5"), "T5"),
     "another width": (changed(intermediate_size=50), "another shape: model.layers.0.mlp"),
     "another depth": (changed(num_hidden_layers=4), "missing"),

@@ -72,9 +72,12 @@ def load_model(path: str, device: str = "auto", dtype: str = "float32") -> Loade
     if dtype not in ("float32", "bfloat16"):
         raise not_loaded(path, f"dtype {dtype!r} is neither float32 nor bfloat16")
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        # Where it isn't refused, transformers asks at the terminal whether to run a folder's code.
+        config = transformers.AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            path, local_files_only=True, use_fast=True
+            path, local_files_only=True, use_fast=True, trust_remote_code=False
         )
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path,
@@ -161,5 +164,7 @@ def _check_found(path: str, found: dict[str, Any]) -> None:
 def _first_line(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"a file isn't JSON: {error}"
+    if "custom code" in str(error):
+        return "it needs code of the folder, and none is run"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no further word'}"[:500]
