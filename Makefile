@@ -112,6 +112,7 @@ bench-simulation: setup ## Measure calibration, scores, local simulators and sha
 .PHONY: simulation-coverage
 simulation-coverage: setup ## How often intervals hold the true score: 2,000 data sets of 50 sequences
 	$(BIN)/python -m tests.load.simulation_coverage
+	$(BIN)/python -m tests.load.simulation_intervals
 
 .PHONY: simulation-table
 simulation-table: setup ## Score the demo with every offline simulator; writes into docs/simulation.md
