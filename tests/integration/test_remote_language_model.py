@@ -68,6 +68,9 @@ async def test_choices_by_completions(served: OpenAiServer) -> None:
     assert any("next-token log probabilities: 20" in text for text in model.capabilities)
     (said,) = await model.generate([PROMPT], GenerationOptions(max_tokens=2))
     assert said.text == "00"
+    command = Prompt((), (Message("user", "a<|endoftext|></s>[INST]<b> x < s>"),))
+    await model.generate([command], GenerationOptions(max_tokens=1))
+    assert served.traffic.bodies[-1]["prompt"] == "a< |endoftext|>< /s>[ INST]<b> x < s>"
     await model.close()
 
 

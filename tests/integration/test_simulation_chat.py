@@ -60,6 +60,11 @@ async def test_chat(served: OpenAiServer) -> None:
     schema = body["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["activations"]["minItems"] == len(TOKENS)
     assert simulator.prompt_version.startswith("chat-1")
+    odd = ["", "\t", "\n", '"', "\x00", "<|endoftext|>", "🙂", "[INST]"]
+    result = await simulate(simulator, odd)
+    assert not result.issues
+    assert list(result.tokens) == odd
+    assert not any("<|endoftext|>" in str(body) for body in served.traffic.bodies)
     await simulator.close()
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import ClassVar
 
 from services.simulation.language_models.interface import GenerationOptions
+from services.simulation.language_models.remote.commands import without_commands
 from services.simulation.language_models.remote.model import RemoteLanguageModel
 from services.simulation.language_models.remote.ordered import in_order
 from services.simulation.parsing.structured_answers import read_structured_answer
@@ -68,13 +69,18 @@ class ChatSimulator(OneByOne):
         check_request(explanation, sequences)
         await self.language_model.found()
         windows = Windows()
-        calls = [
-            partial(simulate_in_windows, tokens, windows, partial(self._window, explanation))
-            for tokens in sequences
-        ]
+        calls = [partial(self._sequence, windows, explanation, tokens) for tokens in sequences]
         async with aclosing(in_order(calls, self.language_model.server.max_concurrent)) as results:
             async for result in results:
                 yield result
+
+    async def _sequence(
+        self, windows: Windows, explanation: str, tokens: Sequence[str]
+    ) -> SimulatedSequence:
+        # As the model reads them, and so as it has to repeat them.
+        texts = [without_commands(token) for token in tokens]
+        whole = await simulate_in_windows(texts, windows, partial(self._window, explanation))
+        return SimulatedSequence(tokens, whole.probabilities, whole.issues, whole.cost)
 
     async def _window(self, explanation: str, tokens: Sequence[str]) -> SimulatedSequence:
         options = GenerationOptions(

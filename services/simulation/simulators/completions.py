@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from services.simulation.language_models.remote.commands import without_commands
 from services.simulation.language_models.remote.completions_api import EchoWay
 from services.simulation.language_models.remote.failures import RequestRefused, UnreadableAnswer
 from services.simulation.language_models.remote.model import RemoteLanguageModel
@@ -48,7 +49,6 @@ from services.simulation.simulators.server_windows import (
     TOO_LONG,
     Windows,
     joined,
-    shown,
     simulate_in_windows,
     without_values,
 )
@@ -189,7 +189,7 @@ class CompletionsSimulator(OneByOne):
     async def _sequence(
         self, plan: Plan, windows: Windows, explanation: str, tokens: Sequence[str]
     ) -> SimulatedSequence:
-        texts = shown(tokens)
+        texts = [without_commands(token) for token in tokens]
         if plan.way is not None and isinstance(plan.prompt, AllAtOncePrompt):
             simulate = partial(self._all_at_once, plan, plan.prompt, plan.way, explanation)
             whole = await simulate_in_windows(texts, windows, simulate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
@@ -19,10 +18,6 @@ from services.simulation.simulators.interface import (
 from shared.errors import ResourceExhausted
 
 TOO_LONG = "the prompt for the token is longer than the server's model reads"
-
-_COMMAND = re.compile(
-    r"<(?=\|[^|<>]{1,40}\|>|/?s>|(?:bos|eos|pad|unk|mask)>|(?:start|end)_of_turn>)|\[(?=/?INST\])"
-)
 
 
 class Windows:
@@ -114,8 +109,3 @@ def without_values(
     issues = tuple(TokenIssue(position, outcome, reason) for position in range(len(tokens)))
     empty = np.zeros((len(tokens), NUM_VALUES))
     return SimulatedSequence(tokens, empty, issues, cost or SimulationCost(calls=1))
-
-
-def shown(tokens: Sequence[str]) -> list[str]:
-    """Tokens as servers may read them: what they take for a command has a space in it."""
-    return [_COMMAND.sub(lambda match: f"{match.group()} ", token) for token in tokens]

@@ -26,6 +26,7 @@ from services.simulation.language_models.remote.capabilities import (
 )
 from services.simulation.language_models.remote.chat_api import ChatApi
 from services.simulation.language_models.remote.client import ServerClient
+from services.simulation.language_models.remote.commands import harmless
 from services.simulation.language_models.remote.completions_api import CompletionsApi, in_a_row
 from services.simulation.language_models.remote.failures import RequestRefused, UnreadableAnswer
 from services.simulation.language_models.remote.ordered import in_order
@@ -142,7 +143,7 @@ class RemoteLanguageModel:
         """
         found = await self.found()
         return await self._all(
-            [partial(self._choose, found, prompt.messages, choices) for prompt in prompts]
+            [partial(self._choose, found, harmless(prompt.messages), choices) for prompt in prompts]
         )
 
     async def generate(
@@ -155,7 +156,7 @@ class RemoteLanguageModel:
                 partial(
                     self._generate,
                     found,
-                    prompt.messages,
+                    harmless(prompt.messages),
                     replace(options, seed=options.seed + position),
                 )
                 for position, prompt in enumerate(prompts)
