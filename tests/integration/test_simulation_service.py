@@ -142,6 +142,21 @@ async def test_simulations_at_hand_are_scored(world: World) -> None:
     assert response.scores.ev_correlation.undefined_reason == v1.UNDEFINED_REASON_NON_FINITE_INPUT
 
 
+async def test_simulations_at_hand_have_intervals(world: World) -> None:
+    true = np.random.default_rng(0).random(60)
+    request = v1.ScoreSimulationsRequest(
+        sequence_lengths=[6] * 10,
+        expected_activations=to_tensor(true**2),
+        true_activations=to_tensor(true),
+    )
+    first = await world.simulation.ScoreSimulations(request)
+    for score in (first.scores.ev_correlation, first.scores.r_squared):
+        interval = score.confidence_interval
+        assert interval.low < score.value < interval.high
+    assert not first.sequence_scores[0].r_squared.HasField("confidence_interval")
+    assert await world.simulation.ScoreSimulations(request) == first
+
+
 async def test_a_recorded_component_is_scored(world: World) -> None:
     request = v1.ScoreExplanationRequest(
         recorded_component=recorded(0, "unknown", "demo"), explanation="animals", seed=5
