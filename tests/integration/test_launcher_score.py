@@ -192,3 +192,21 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(score: Score, tmp_path: Path) -> N
     assert process.returncode == 130, told
     assert "the same command again goes on with it" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.torch
+def test_what_was_proposed_is_kept_for_the_same_command(score: Score, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    usual = ["--dataset", "demo", "--layer", "1", "--limit", "2", "--propose", "--out", str(out)]
+    usual += ["--max-sequences", "1", "--calibration", "none"]
+    code, rows, told = score.run(*usual)
+    assert code == 0, told
+    assert [row[0] for row in rows[1:]] == ["mlp_post_act 1:0", "mlp_post_act 1:1"]
+    assert all(row[1] for row in rows[1:])
+    (kept,) = out.glob("proposed-*.jsonl")
+    # As a crash leaves it.
+    kept.write_text(kept.read_text()[:-20])
+    code, again, told = score.run(*usual)
+    assert code == 0, told
+    assert [row[6] for row in again[1:]] == ["reused", "reused"]
+    assert [row[:6] for row in again[1:]] == [row[:6] for row in rows[1:]]

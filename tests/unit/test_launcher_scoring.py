@@ -11,10 +11,10 @@ import pytest
 import neuropil
 from neuropil.simulation import v1
 from services.launcher.cli import run
+from services.launcher.scoring.bulk_run import key_of
 from services.launcher.scoring.explained import Defaults, Explained, read_file
 from services.launcher.scoring.files import write_files
 from services.launcher.scoring.outcomes import FAILED, LEFT, REUSED, SCORED, Outcome, Outcomes
-from services.launcher.scoring.scoring import key_of
 from services.launcher.scoring.table import print_outcomes, sentence
 from shared.errors import ConfigurationError
 

@@ -25,6 +25,12 @@ from services.launcher.child_logs import kept_log
 from services.launcher.demo.command import CALL_SECONDS, FREE_PORTS
 from services.launcher.demo.report import check_folder
 from services.launcher.failure import LauncherFailure
+from services.launcher.scoring.bulk_run import (
+    HowToScore,
+    key_of,
+    requests_of,
+    score_all,
+)
 from services.launcher.scoring.explained import (
     Defaults,
     Explained,
@@ -36,12 +42,6 @@ from services.launcher.scoring.explained import (
 )
 from services.launcher.scoring.files import write_files
 from services.launcher.scoring.outcomes import FAILED, REUSED, SCORED, Outcomes
-from services.launcher.scoring.scoring import (
-    HowToScore,
-    key_of,
-    requests_of,
-    score_all,
-)
 from services.launcher.scoring.table import print_outcomes, sentence
 from services.launcher.supervision import Supervisor, unless_a_service_ends
 from services.launcher.up import running_deployment, say, until_signal

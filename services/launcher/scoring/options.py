@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from neuropil.names import CALIBRATION_KINDS, DERIVED_SCALAR_TYPES, SCORING_METHODS, EnumNames
+from services.launcher.scoring.bulk_run import HowToScore
 from services.launcher.scoring.command import Source
 from services.launcher.scoring.explained import Proposing, Selection
-from services.launcher.scoring.scoring import HowToScore
 from shared.errors import ConfigurationError
 
 _KEY_BYTES = 256
