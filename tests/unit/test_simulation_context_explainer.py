@@ -24,7 +24,9 @@ from services.simulation.scoring.simulation_scoring import (
     ScoringTask,
     score_explanation,
 )
+from services.simulation.simulators.cues import Cues
 from services.simulation.simulators.embedding import EmbeddingSimulator
+from services.simulation.simulators.words import WordSequence
 from shared.errors import FailedPrecondition
 from shared.formats.decoding import decode_neuron_record
 from shared.formats.records import ActivationRecord
@@ -80,9 +82,9 @@ def word(tokens: list[str], position: int) -> str:
         (lambda s, i: float(word(s, i).endswith("ing")), "words that end in '-ing'"),
         (lambda s, i: float(word(s, i).isdigit()), "numbers"),
         (lambda s, i: float(word(s, i)[0].isupper()), "capitalized words"),
-        (lambda s, i: float(word(s, i) == ","), ("commas", "the sign ','")),
+        (lambda s, i: float(word(s, i) == ","), ("commas", "the token ','")),
         (lambda s, i: float(i == 0), "the first token"),
-        (lambda s, i: float(i > 0 and word(s, i - 1) == "of"), "what comes after 'of'"),
+        (lambda s, i: float(i > 0 and word(s, i - 1) == "of"), "the word after 'of'"),
         (lambda s, i: float(i > 0 and s[i - 1 : i + 1] == [" to", " the"]), "the phrase 'to the'"),
     ],
 )
@@ -94,6 +96,14 @@ def test_what_is_planted_is_found(
     assert best.provenance.train_correlation == pytest.approx(1.0)
     assert best.provenance.sequences_shown == 6
     assert (best.provenance.explainer, best.provenance.explainer_kind) == ("context", "context")
+    # A simulator that reads the sentence literally finds the same tokens, and nothing besides.
+    cues = Cues.from_explanation(best.text)
+    assert not cues.says_more
+    for tokens in SENTENCES:
+        by_token, by_word = cues.match(WordSequence.from_tokens(tokens))
+        assert [bool(active(tokens, i)) for i in range(len(tokens))] == (
+            by_token | by_word
+        ).tolist()
 
 
 def test_the_answer_is_the_same_each_time_and_the_best_comes_first() -> None:

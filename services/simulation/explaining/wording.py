@@ -35,7 +35,7 @@ def _words(texts: Sequence[str], whole_words: Collection[str]) -> list[str]:
     pieces = [text for text in texts if text not in whole_words and text not in signs]
     return [
         f"the {name}{'s' if len(named) > 1 else ''} {listed([quote(text) for text in named])}"
-        for name, named in (("word", words), ("word part", pieces), ("sign", signs))
+        for name, named in (("word", words), ("word part", pieces), ("token", signs))
         if named
     ]
 
@@ -47,9 +47,9 @@ def _part(kind: FeatureKind, texts: Sequence[str]) -> str:
         case FeatureKind.PHRASE:
             return f"the phrase{'s' if several else ''} {listed(quoted)}"
         case FeatureKind.BEFORE:
-            return listed([f"what stands before {text}" for text in quoted])
+            return listed([f"the word before {text}" for text in quoted])
         case FeatureKind.AFTER:
-            return listed([f"what comes after {text}" for text in quoted])
+            return listed([f"the word after {text}" for text in quoted])
         case FeatureKind.STARTS:
             return f"words that start with {listed([quote(f'{text}-') for text in texts])}"
         case FeatureKind.ENDS:
