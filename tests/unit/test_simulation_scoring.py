@@ -44,7 +44,7 @@ class DigitSimulator(OneByOne):
     description: ClassVar[str] = "Reads numbers."
     name = "digits"
     language_model = None
-    capabilities = ()
+    capabilities: tuple[str, ...] = ()
     state = "ready"
 
     def __init__(self) -> None:
@@ -201,6 +201,7 @@ async def test_a_second_score_of_the_same_explanation_fits_nothing() -> None:
         {"model": "arithmetic 2"},
         {"prompt_version": "p2"},
         {"name": "other"},
+        {"capabilities": ("one at a time",)},
     ],
 )
 async def test_what_differs_is_fitted_again(change: dict[str, Any]) -> None:

@@ -82,6 +82,8 @@ def content_key(
         simulator.name,
         simulator.model,
         simulator.prompt_version,
+        # Such as how a server is asked: the same model can be asked in other ways.
+        *simulator.capabilities,
         explanation,
     ):
         encoded = text.encode("utf-8", "surrogatepass")
