@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.simulation.model_loading import loading_alone
+
 Vectors = NDArray[np.float32]
 
 MODEL_NAME = "all-MiniLM-L6-v2"
@@ -54,6 +56,7 @@ class SentenceEncoder:
     _context_words: int = 0
 
     @classmethod
+    @loading_alone
     def load(cls) -> SentenceEncoder:
         """Load the model from the installed package, without any network; seconds.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.simulation.model_loading import loading_alone
 from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.piece_alignment import PairTokenizer
 
@@ -44,6 +45,7 @@ class TokenClassifier:
     pad_id: int
 
     @classmethod
+    @loading_alone
     def load(cls, folder: Path, device: str) -> TokenClassifier:
         """Load it; seconds, and as much memory as its weights in single precision.
 

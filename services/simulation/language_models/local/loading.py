@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from services.simulation.model_loading import loading_alone
 from shared.errors import ConfigurationError, Unavailable
 
 _log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ def check_folder(path: str, key: str = "path") -> None:
         )
 
 
+@loading_alone
 def load_model(path: str, device: str = "auto", dtype: str = "float32") -> LoadedModel:
     """Load from a folder in the layout of Hugging Face, without any network; weights by mmap.
 
