@@ -212,4 +212,5 @@ async def test_no_log_probabilities(served: OpenAiServer) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         await simulate(simulator, ["The"])
     assert caught.value.reason == "NO_LOG_PROBABILITIES"
+    assert simulator.state.startswith("failed: words at 127.0.0.1")
     await simulator.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -78,12 +79,28 @@ async def test_simulators_say_what_their_server_can_do(served: OpenAiServer) -> 
         assert probabilities.sum(axis=1) == pytest.approx(1)
         assert answer.cost.call_count >= 1
         listed = await stub.ListSimulators(v1.ListSimulatorsRequest())
+        assert served.traffic.requests > 0
     far = next(each for each in listed.simulators if each.name == "far")
     assert far.state == "ready"
     assert far.prompt_version.startswith("few_shot-1")
     assert far.has_exact_probabilities
     assert any("echo" in text for text in far.capabilities)
     assert KEY not in str(listed)
+
+
+async def test_servers_are_asked_before_the_first_call(served: OpenAiServer) -> None:
+    served.abilities.echo = False
+    async with serving(deployment(served)) as stub:
+        for _ in range(2000):
+            listed = await stub.ListSimulators(v1.ListSimulatorsRequest())
+            far = next(each for each in listed.simulators if each.name == "far")
+            if any("one at a time" in text for text in far.capabilities):
+                break
+            await asyncio.sleep(0.005)
+        else:
+            pytest.fail(f"it did not find out: {far}")
+    assert far.state == "ready"
+    assert far.prompt_version.startswith("one_at_a_time-1")
 
 
 @pytest.mark.parametrize(

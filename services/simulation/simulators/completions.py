@@ -6,14 +6,16 @@ of a whole sequence. Where it tells those of the next token alone, each token ha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from services.simulation.language_models.remote.capabilities import Capabilities
 from services.simulation.language_models.remote.commands import without_commands
 from services.simulation.language_models.remote.completions_api import EchoWay
 from services.simulation.language_models.remote.failures import RequestRefused, UnreadableAnswer
@@ -52,7 +54,7 @@ from services.simulation.simulators.server_windows import (
     simulate_in_windows,
     without_values,
 )
-from shared.errors import FailedPrecondition, ResourceExhausted
+from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted
 
 Method = Literal["auto", "all_at_once", "one_at_a_time"]
 LogprobPrompt = AllAtOncePrompt | OneAtATimePrompt
@@ -101,12 +103,15 @@ class CompletionsSimulator(OneByOne):
         if isinstance(self._configured, OneAtATimePrompt):
             self._method = "one_at_a_time"
         self._plan: Plan | None = None
+        self._planning: asyncio.Task[None] | None = None
 
     @property
     def prompt_version(self) -> str:
-        """Of the prompt in use; empty until the server was asked which it can read."""
-        prompt = self._plan.prompt if self._plan is not None else self._configured
-        return prompt.version if prompt is not None else ""
+        """Of the prompt in use; until the server was asked, of the one that is tried first."""
+        if self._plan is not None:
+            return self._plan.prompt.version
+        method = "all_at_once" if self._method == "auto" else self._method
+        return (self._configured or logprob_prompt(PROMPTS[method][0], method)).version
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -119,14 +124,26 @@ class CompletionsSimulator(OneByOne):
     @property
     def state(self) -> str:
         """As `Simulator.state`."""
+        known = self.language_model.known
+        if known is not None:
+            try:
+                self._method_of(known)
+            except FailedPrecondition as error:
+                return f"failed: {error.message}"
         return self.language_model.state
 
     def start(self) -> None:
         """Find out, in the background, what the server can do."""
         self.language_model.start()
+        if self._planning is None:
+            self._planning = asyncio.create_task(self._plan_ahead())
 
     async def close(self) -> None:
         """End what is under way."""
+        if self._planning is not None:
+            self._planning.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._planning
         await self.language_model.close()
 
     async def simulate(
@@ -148,10 +165,14 @@ class CompletionsSimulator(OneByOne):
             self._plan = None
             raise
 
-    async def _planned(self) -> Plan:
-        if self._plan is not None and self.language_model.state == "ready":
-            return self._plan
-        found = await self.language_model.found()
+    async def _plan_ahead(self) -> None:
+        await self.language_model.ready()
+        # Where this fails, the next call tries again, and says why.
+        with suppress(NeuropilError):
+            await self._planned()
+
+    def _method_of(self, found: Capabilities) -> str:
+        """The method that the server serves; FailedPrecondition where it can't do the one asked."""
         method = self._method
         if method == "auto":
             method = "all_at_once" if found.echo is not None else "one_at_a_time"
@@ -163,6 +184,13 @@ class CompletionsSimulator(OneByOne):
                 reason="NO_LOG_PROBABILITIES",
                 metadata={"capabilities": "; ".join(found.sentences)},
             )
+        return method
+
+    async def _planned(self) -> Plan:
+        if self._plan is not None and self.language_model.state == "ready":
+            return self._plan
+        found = await self.language_model.found()
+        method = self._method_of(found)
         way = found.echo if method == "all_at_once" else None
         prompt = self._configured or await self._fitting(method, way, found.next_token_logprobs)
         self._plan = Plan(prompt, way, found.next_token_logprobs, found.splits_ten is not False)

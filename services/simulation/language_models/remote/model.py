@@ -76,6 +76,11 @@ class RemoteLanguageModel:
         return self._found.sentences if self._found is not None else ()
 
     @property
+    def known(self) -> Capabilities | None:
+        """What the server can do, where that is known already."""
+        return self._found
+
+    @property
     def state(self) -> str:
         """`loading`, `ready`, or `failed: ` and why."""
         if self._found is not None:
@@ -86,6 +91,11 @@ class RemoteLanguageModel:
         """Find out what the server can do, in the background, and go on until it answers."""
         if self._task is None:
             self._task = asyncio.create_task(self._find_out())
+
+    async def ready(self) -> None:
+        """Return once the server answered what `start` asks it, or is no longer asked."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
     async def close(self) -> None:
         """End what is under way, and the connections."""
