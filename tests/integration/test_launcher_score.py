@@ -110,48 +110,37 @@ def rows_of(*indices: int, text: str = "names") -> str:
 
 
 @pytest.mark.torch
-def test_a_budget_stops_it_and_the_same_command_goes_on(score: Score, tmp_path: Path) -> None:
+def test_a_budget_stops_it_and_the_same_key_goes_on(score: Score, tmp_path: Path) -> None:
     file, out = tmp_path / "in.csv", tmp_path / "out"
-    file.write_text(rows_of(*range(8)))
-    usual = [str(file), "--dataset", "demo", "--out", str(out), "--max-sequences", "1"]
+    file.write_text(rows_of(*range(7), 10**6))
+    usual = ["--dataset", "demo", "--out", str(out), "--max-sequences", "1"]
     usual += ["--calibration", "none", "--concurrency", "1"]
+    keyed = [str(file), *usual, "--key", "a key"]
     before = score.calls()
-    code, rows, told = score.run(*usual, "--budget-calls", "6")
+    code, rows, told = score.run(*keyed, "--budget-calls", "6")
     assert code == 0, told
     assert "the budget of calls is used up" in told
     statuses = [row[6] for row in rows[1:]]
-    assert len(statuses) == 8
     done = statuses.count("scored")
-    assert 1 <= done < 8
+    assert 1 <= done < 7
     assert statuses.count("left") == 8 - done
 
-    code, rows, told = score.run(*usual)
-    assert code == 0, told
+    code, rows, told = score.run(*keyed, "--put-to", str(score.folder / "explanations"))
+    assert code == 1
+    assert "1 failed" in told
     statuses = [row[6] for row in rows[1:]]
-    assert (statuses.count("reused"), statuses.count("scored")) == (done, 8 - done)
+    assert statuses == ["reused"] * done + ["scored"] * (7 - done) + ["failed"]
+    assert str(10**6) in rows[8][7]
     content = json.loads((out / "scores.json").read_text())
     assert content["spent"]["calls"] == score.calls() - before
     with (out / "scores.csv").open(newline="") as csv_file:
-        assert len(list(csv.DictReader(csv_file))) == 8
+        assert [row["put"] for row in csv.DictReader(csv_file)] == ["stored"] * 7 + [""]
     assert (out / "scores.png").stat().st_size > 1000
 
-
-@pytest.mark.torch
-def test_scores_are_stored_and_what_fails_is_told(score: Score, tmp_path: Path) -> None:
-    file = tmp_path / "in.csv"
-    file.write_text(rows_of(10, 10**6, text="stored"))
-    target = str(score.folder / "explanations")
-    usual = ["--dataset", "demo", "--out", str(tmp_path / "out"), "--max-sequences", "1"]
-    usual += ["--calibration", "none"]
-    code, rows, told = score.run(str(file), *usual, "--put-to", target)
-    assert code == 1
-    assert [row[6] for row in rows[1:]] == ["scored", "failed"]
-    assert str(10**6) in rows[2][7]
-    assert "1 failed" in told
     # What was stored is an explanation of the dataset, which can be scored by its name.
     code, rows, told = score.run("--layer", "0", "--limit", "1", *usual)
     assert code == 0, told
-    assert [row[:2] for row in rows[1:]] == [["mlp_post_act 0:10", "stored 10"]]
+    assert [row[:2] for row in rows[1:]] == [["mlp_post_act 0:0", "names 0"]]
 
 
 @pytest.mark.torch
