@@ -495,6 +495,22 @@ async def test_entries_with_more_or_fewer_fields_are_read(store: LocalStateStore
     assert summary.spent.calls == 3 + COST.calls
 
 
+async def test_marks_that_cant_be_read_are_made_again(
+    store: LocalStateStore, tmp_path: Path
+) -> None:
+    work = Work()
+    run = BulkRun("key", fingerprints(2), work.score, put=work.put, put_target="there")
+    await all_of(store, run)
+    (folder,) = (tmp_path / "state" / run_folder("key")).glob("puts-*")
+    log = await segments.SegmentedLog.open(store, f"{run_folder('key')}/{folder.name}")
+    for mark in (b"\xc1", msgspec.msgpack.encode("x"), msgspec.msgpack.encode(7)):
+        await log.append(mark)
+    await log.close()
+    _, summary = await all_of(store, run)
+    assert (summary.done, summary.not_stored) == (2, 0)
+    assert work.puts == Counter(range(2))
+
+
 async def test_nothing_to_do(store: LocalStateStore) -> None:
     results, summary = await all_of(store, BulkRun("key", [], Work().score))
     assert results == []

@@ -191,7 +191,12 @@ class Journal:
         if self._puts is None:
             return
         async for record in self._puts.read():
-            position = _decode_position(record)
+            try:
+                position = _decode_position(record)
+            except msgspec.DecodeError as error:
+                # It is put once more, which replaces it by itself.
+                _log.warning("mark_is_not_readable", cause=str(error))
+                continue
             if 0 <= position < len(self._stored):
                 self._stored[position] = True
 

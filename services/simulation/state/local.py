@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,10 +115,14 @@ def _locked(handle: int) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        # A file system without locks.
+        raise failure_of(error, "locked") from error
     return True
 
 
 def _sweep(folder: Path) -> None:
     """Remove what writers that were killed left behind; whoever holds the lease is alone."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        for path in folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
