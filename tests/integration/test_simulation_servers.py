@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -145,13 +142,3 @@ async def test_a_key_that_is_not_set(served: OpenAiServer, monkeypatch: pytest.M
     with pytest.raises(ConfigurationError, match=r"simulators\[0\].api_key_env: .*FAR_KEY"):
         async with simulation_services(deployment(served)):
             pass
-
-
-def test_no_torch_is_needed() -> None:
-    program = (
-        "import sys\n"
-        "import services.simulation.app, services.simulation.simulators.chat\n"
-        "import services.simulation.simulators.completions\n"
-        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ.copy())
