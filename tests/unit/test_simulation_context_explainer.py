@@ -201,6 +201,16 @@ def test_at_most_so_many_sequences_are_looked_at() -> None:
     assert best.provenance.sequences_shown == 2
 
 
+def test_the_strongest_sequence_is_looked_at_whatever_its_length() -> None:
+    long, short = (" x",) * 30_000 + (" y",), (" y", " x")
+    peak = np.zeros(30_001)
+    peak[-1] = 1.0
+    sequences = LabeledSequences((long, short), (peak, np.asarray([1.0, 0.0])))
+    (best,) = propose(TokenEvidence(sequences, sequences)).explanations
+    assert best.text == "the word 'y'"
+    assert best.provenance.sequences_shown == 1
+
+
 def test_wording() -> None:
     assert listed(["a"]) == "a"
     assert listed(["a", "b", "c"]) == "a, b and c"

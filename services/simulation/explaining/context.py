@@ -141,7 +141,8 @@ def _fitting(sequences: tuple[tuple[str, ...], ...], most: int, most_tokens: int
     for position, tokens in enumerate(sequences):
         if len(positions) >= most:
             break
-        if len(tokens) <= most_tokens:
+        # The strongest sequence is looked at, whatever its length.
+        if len(tokens) <= most_tokens or most_tokens == _MOST_TOKENS:
             positions.append(position)
             most_tokens -= len(tokens)
     return positions
