@@ -126,7 +126,10 @@ async def tokens_a_second(neurons: int = 12) -> list[str]:
         simulator: Simulator = make()
         # Loaded, but nothing of these sequences is remembered.
         await _drain(simulator.simulate(UNRELATED, [["a"]]))
-        for name, explanation in (("new sequences", UNRELATED), ("seen before", explanations[0])):
+        for name, explanation in (
+            ("new sequences", UNRELATED),
+            ("another, the same sequences", explanations[0]),
+        ):
             began = time.perf_counter()
             await _drain(simulator.simulate(explanation, sequences))
             rate = total / (time.perf_counter() - began)

@@ -38,7 +38,7 @@ from shared.errors import Unavailable
 
 _log = structlog.get_logger(__name__)
 
-_FORMULA_VERSION = "1"
+_FORMULA_VERSION = "2"
 _TOKENS_AT_ONCE = 2048
 
 

@@ -12,7 +12,7 @@ more where its context is on the topic too. With a literal cue, a matching word 
 
     active   = logistic(2.2 + 1.5 (cos(w in its sequence, e) - 0.2))
 
-and others keep 0.6 of theirs, or 0.15 where the explanation says nothing besides the cue. A token
+and others keep 0.2 of theirs, or 0.15 where the explanation says nothing besides the cue. A token
 that doesn't complete its word has half of the word's value, since the subject model can't know
 the word yet. Then
 
@@ -37,7 +37,7 @@ FloatArray = NDArray[np.float64]
 SLOPE, THRESHOLD = 1.0, 2.8
 CONTEXT_WEIGHT, CONTEXT_CENTRE = 1.5, 0.2
 MATCHED = 2.2
-BESIDE_CUE, CUE_ALONE = 0.6, 0.15
+BESIDE_CUE, CUE_ALONE = 0.2, 0.15
 INCOMPLETE = 0.5
 _LEAST_DEVIATION = 0.02
 _MAX_FACETS = 64
