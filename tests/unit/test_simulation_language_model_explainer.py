@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.simulation.errors import InvalidInput
 from services.simulation.explaining.answers import NoExplanation, explanation_of
 from services.simulation.explaining.evidence import TokenEvidence, TokenPairEvidence
 from services.simulation.explaining.interface import ProposalOptions
@@ -17,7 +16,8 @@ from services.simulation.explaining.language_model import (
 )
 from services.simulation.language_models.interface import Generation
 from services.simulation.language_models.local.language_model import LocalLanguageModel
-from services.simulation.prompts.explaining import ShownSequence, marked_pair, tokens_prompt
+from services.simulation.prompts.explaining import ShownSequence, tokens_prompt
+from services.simulation.prompts.token_pairs import PairMarks
 from services.simulation.scoring.labeled_sequences import LabeledSequences
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.simulators.causal_lm import CausalLmSimulator
@@ -143,9 +143,16 @@ async def test_heads_are_shown_by_marked_pairs() -> None:
     asked = answers.asked[-1]["messages"][-1]["content"]
     # The pair that isn't finite takes no part.
     assert "a[[** b**]] c\\n\t10\na b[[** c\\n**]]\t5\n[[**a**]] b c\\n\t2\nExplanation:\n" in asked
-    with pytest.raises(InvalidInput):
-        marked_pair(["a"], 0, 1)
-    assert strongest_pairs(PAIRS.take([0]))[0].strength == 10
+    assert strongest_pairs(PAIRS.take([0]), PairMarks())[0].strength == 10
+    # Where the text has such signs itself, others mark the pairs, in the examples too.
+    signs = LabeledTokenPairs((("x[[", "**", "]]"),), (np.asarray([0.0, 4.0, 0, 0, 0, 0]),), (3,))
+    async with chat_simulator(answers) as (simulator, _):
+        explainer = LanguageModelExplainer("llm", simulator)
+        await explainer.propose(TokenPairEvidence(signs, LabeledTokenPairs()), ProposalOptions())
+    *shared, asked = (message["content"] for message in answers.asked[-1]["messages"])
+    assert "@@x[[@@{{**}}]]\t10\n" in asked
+    assert not any("[[" in text or "**" in text for text in shared)
+    assert "{{it}}" in shared[1]
 
 
 def test_text_cannot_pass_for_another_line() -> None:

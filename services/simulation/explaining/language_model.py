@@ -36,10 +36,10 @@ from services.simulation.prompts import library
 from services.simulation.prompts.explaining import (
     ShownPair,
     ShownSequence,
-    marked_pair,
     token_pairs_prompt,
     tokens_prompt,
 )
+from services.simulation.prompts.token_pairs import PairMarks
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.simulators.interface import SimulationCost, Simulator
 from shared.errors import FailedPrecondition
@@ -208,9 +208,10 @@ async def _asked(model: LanguageModel, prompt: Prompt, temperature: float, seed:
 def _prompt(evidence: Evidence) -> tuple[Prompt, str]:
     """The prompt, and its version."""
     if isinstance(evidence, TokenPairEvidence):
-        passages = strongest_pairs(evidence.train + evidence.others)
+        pairs = evidence.train + evidence.others
+        marks = PairMarks.absent_from("\n".join("".join(tokens) for tokens in pairs.tokens))
         return (
-            token_pairs_prompt(TOKEN_PAIRS_PROMPT, passages),
+            token_pairs_prompt(TOKEN_PAIRS_PROMPT, strongest_pairs(pairs, marks), marks),
             library.provenance(TOKEN_PAIRS_PROMPT),
         )
     sequences = evidence.train + evidence.others
@@ -224,7 +225,7 @@ def _prompt(evidence: Evidence) -> tuple[Prompt, str]:
     return tokens_prompt(TOKENS_PROMPT, shown), library.provenance(TOKENS_PROMPT)
 
 
-def strongest_pairs(pairs: LabeledTokenPairs) -> list[ShownPair]:
+def strongest_pairs(pairs: LabeledTokenPairs, marks: PairMarks) -> list[ShownPair]:
     """The strongest pairs of each sequence as marked passages, strongest first."""
     largest = _largest(pairs.activations)
     found: list[tuple[float, str]] = []
@@ -240,7 +241,7 @@ def strongest_pairs(pairs: LabeledTokenPairs) -> list[ShownPair]:
             last = max(source, target) + _MOST_TOKENS // 8
             if last - first > 4 * _MOST_TOKENS:
                 continue
-            text = marked_pair(tokens[first : last + 1], source - first, target - first)
+            text = marks.around(tokens[first : last + 1], source - first, target - first)
             found.append((float(strength[index]), text))
     found.sort(key=lambda pair: -pair[0])
     strengths = normalize_activations([strength for strength, _ in found], largest)

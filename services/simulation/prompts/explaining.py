@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.simulation.errors import InvalidInput
 from services.simulation.language_models.interface import Message, Prompt
 from services.simulation.normalized_activations import (
     MAX_NORMALIZED_ACTIVATION,
@@ -17,6 +16,7 @@ from services.simulation.normalized_activations import (
 )
 from services.simulation.prompts import library
 from services.simulation.prompts.record_format import END, START, line_pieces
+from services.simulation.prompts.token_pairs import PairMarks
 from services.simulation.simulators.words import readable
 
 ANSWER = "Explanation:\n"
@@ -98,29 +98,15 @@ def tokens_prompt(name: str, sequences: Sequence[ShownSequence]) -> Prompt:
     return _prompt(file.instruction, file.heading, examples, _sequences(sequences))
 
 
-def token_pairs_prompt(name: str, passages: Sequence[ShownPair]) -> Prompt:
-    """The question about a component by token pair."""
+def token_pairs_prompt(name: str, passages: Sequence[ShownPair], marks: PairMarks) -> Prompt:
+    """The question about a component by token pair; its passages have these marks."""
     file = library.load(name, ExplainTokenPairsFile)
-    examples = [(_passages(example.passages), example.explanation) for example in file.examples]
-    return _prompt(file.instruction, file.heading, examples, _passages(passages))
-
-
-def marked_pair(tokens: Sequence[str], attending: int, attended: int) -> str:
-    """The text with the attending token in [[ ]] and the attended-to one in ** **.
-
-    Raises:
-        InvalidInput: a position is not of the sequence.
-    """
-    for field, position in (("attending", attending), ("attended", attended)):
-        if not 0 <= position < len(tokens):
-            raise InvalidInput(
-                f"{field} is {position}; there are {len(tokens)} tokens", field=field
-            )
-    parts = []
-    for position, token in enumerate(tokens):
-        shown = f"**{token}**" if position == attended else token
-        parts.append(f"[[{shown}]]" if position == attending else shown)
-    return "".join(parts)
+    examples = [
+        (marks.instead(_passages(example.passages)), example.explanation)
+        for example in file.examples
+    ]
+    instruction = marks.instead(file.instruction)
+    return _prompt(instruction, file.heading, examples, _passages(passages))
 
 
 def _prompt(

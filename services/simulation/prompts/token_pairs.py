@@ -36,6 +36,23 @@ class PairMarks:
             next(free_brackets, ("⟦" * width, "⟧" * width)),
         )
 
+    def around(self, tokens: Sequence[str], attending: int, attended: int) -> str:
+        """The sequence with its pair marked: **to**, [[from]], or [[**both**]]."""
+        parts = list(tokens)
+        for position, (opening, closing) in (
+            (attended, self.attended),
+            (attending, self.attending),
+        ):
+            parts[position] = f"{opening}{parts[position]}{closing}"
+        return "".join(parts)
+
+    def instead(self, text: str) -> str:
+        """A text of a prompt file, which has the usual marks, with these."""
+        # The bracketed ones first: other marks may have a bracket's or a star's sign.
+        for known, own in zip(PairMarks().attending, self.attending, strict=True):
+            text = text.replace(known, own)
+        return text.replace(PairMarks().attended[0], self.attended[0])
+
 
 class TokenPairPrompt:
     """The prompt of one task: the same instruction and examples for all pairs."""
@@ -44,9 +61,9 @@ class TokenPairPrompt:
         self._file = library.load(PROMPT, JudgingFile)
         self.version = library.provenance(PROMPT)
         self._marks = marks or PairMarks()
-        messages = [Message("system", f"{self._with_marks(self._file.instruction)}\n")]
+        messages = [Message("system", f"{self._marks.instead(self._file.instruction)}\n")]
         for example in self._file.examples:
-            text = self._with_marks(example.text)
+            text = self._marks.instead(example.text)
             messages.append(self._question(example.explanation, text))
             messages.append(Message("assistant", f"{YES if example.answer else NO}\n\n"))
         self._shared = tuple(messages)
@@ -60,19 +77,8 @@ class TokenPairPrompt:
 
     def text(self, tokens: Sequence[str], attending: int, attended: int) -> str:
         """The sequence with its pair marked: **to**, [[from]], or [[**both**]]."""
-        parts = list(tokens)
-        for position, (opening, closing) in (
-            (attended, self._marks.attended),
-            (attending, self._marks.attending),
-        ):
-            parts[position] = f"{opening}{parts[position]}{closing}"
-        return readable("".join(parts)).replace("\x00", "\ufffd")
-
-    def _with_marks(self, text: str) -> str:
-        # The bracketed ones first: other marks may have a bracket's or a star's sign.
-        for known, own in zip(PairMarks().attending, self._marks.attending, strict=True):
-            text = text.replace(known, own)
-        return text.replace(PairMarks().attended[0], self._marks.attended[0])
+        marked = self._marks.around(tokens, attending, attended)
+        return readable(marked).replace("\x00", "\ufffd")
 
     def _question(self, explanation: str, text: str) -> Message:
         # The text is put in last: what it holds is never read as a placeholder.
