@@ -13,11 +13,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _LOADS = """
 import asyncio
 from services.simulation.simulators.registry import SimulatorRegistry
-from shared.settings import CausalLmSimulator, Deployment, EmbeddingSimulator, TokenHeadSimulator
+from shared.settings import CausalLmSimulator, Deployment, TokenHeadSimulator
 
 deployment = Deployment(
     simulators=(
-        EmbeddingSimulator(name="embedding", kind="embedding"),
         TokenHeadSimulator(name="head", kind="token_head", path="data/demo/token_head"),
         CausalLmSimulator(name="local", kind="causal_lm", path="data/demo/model"),
     )
