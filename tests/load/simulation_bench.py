@@ -55,13 +55,13 @@ TARGET = 100
 def fastest(work: Callable[[], object], times: int = 20, rounds: int = 5) -> float:
     """Seconds of the fastest round."""
     work()
-    rounds = []
+    seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
         for _ in range(times):
             work()
-        rounds.append((time.perf_counter() - began) / times)
-    return min(rounds)
+        seconds.append((time.perf_counter() - began) / times)
+    return min(seconds)
 
 
 def speed(times: int = 20) -> list[str]:
