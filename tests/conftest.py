@@ -113,6 +113,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 NEEDS_TORCH = (
     "test_scalars_",
     "test_simulation_",
+    "test_planted_",
+    "test_local_language_",
+    "test_remote_language_",
+    "test_language_model_",
     "test_demo_",
     "test_collate_",
     "test_readme",
