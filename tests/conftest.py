@@ -117,6 +117,7 @@ NEEDS_TORCH = (
     "test_local_language_",
     "test_remote_language_",
     "test_language_model_",
+    "test_launcher_score",
     "test_demo_",
     "test_collate_",
     "test_readme",
