@@ -34,6 +34,7 @@ from services.simulation.state.local import LocalStateStore
 from shared.errors import (
     Aborted,
     FailedPrecondition,
+    InvalidArgument,
     NeuropilError,
     NotFound,
     ResourceExhausted,
@@ -191,6 +192,50 @@ async def test_failures_do_not_stop_the_run(store: LocalStateStore) -> None:
     assert work.begun == Counter({0: 1, 1: 1, 2: 2, 3: 2, 4: 1})
     assert (summary.done, summary.failed, summary.reused) == (4, 1, 3)
     assert summary.spent.calls == 2 * 2 + 3 * 1 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ResourceExhausted("used up", reason="LANGUAGE_MODEL_QUOTA"),
+        FailedPrecondition("no such key", reason="LANGUAGE_MODEL_KEY_REFUSED"),
+        FailedPrecondition("no such model", reason="LANGUAGE_MODEL_SERVER_REFUSES"),
+        ResourceExhausted("no more", reason=""),
+    ],
+)
+async def test_what_may_be_mended_is_tried_again_though_it_was_paid_for(
+    store: LocalStateStore, failure: NeuropilError
+) -> None:
+    work = Work(fails={0: failure})
+    run = BulkRun("key", fingerprints(2), work.score)
+    assert (await all_of(store, run))[1].failed == 1
+    work.fails.clear()
+    results, summary = await all_of(store, run)
+    assert (summary.done, summary.failed, summary.reused) == (2, 0, 1)
+    assert {each.position for each in results if not each.reused} == {0}
+    # What the failed attempt cost stays in the account.
+    assert summary.spent.calls == 1 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        InvalidArgument("all NaN", reason="NON_FINITE_NUMBER"),
+        ResourceExhausted("too long", reason="PROMPT_TOO_LONG"),
+        ResourceExhausted("too large", reason="RESULT_TOO_LARGE"),
+    ],
+)
+async def test_what_must_fail_again_is_not_paid_for_again(
+    store: LocalStateStore, failure: NeuropilError
+) -> None:
+    work = Work(fails={0: failure})
+    run = BulkRun("key", fingerprints(1), work.score)
+    for _ in range(2):
+        results, summary = await all_of(store, run)
+        assert summary.failed == 1
+        assert results[0].failure is not None
+        assert results[0].failure.reason == failure.reason
+    assert work.begun == Counter({0: 1})
 
 
 async def test_a_failure_that_cost_nothing_is_tried_again(store: LocalStateStore) -> None:

@@ -25,6 +25,20 @@ class ItemResult:
     cost: SimulationCost
 
 
+_LASTING_CODES = frozenset({"INVALID_ARGUMENT"})
+_LASTING_REASONS = frozenset(
+    {
+        "COVERAGE_TOO_LOW",
+        "EXPLANATION_TOO_LONG",
+        "NON_FINITE_LOGITS",
+        "PROMPT_TOO_LONG",
+        "RESULT_TOO_LARGE",
+        "SEQUENCE_TOO_LONG",
+        "TOO_MANY_TOKENS",
+    }
+)
+
+
 class ItemFailure(msgspec.Struct, frozen=True):
     """Why an item has no result."""
 
@@ -33,6 +47,14 @@ class ItemFailure(msgspec.Struct, frozen=True):
     reason: str
     message: str
     """A sentence."""
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the request itself is at fault, so that the same one must fail again.
+
+        All else may be over later: a quota is raised, a key renewed, a setting mended.
+        """
+        return self.code in _LASTING_CODES or self.reason in _LASTING_REASONS
 
 
 class PutKind(StrEnum):

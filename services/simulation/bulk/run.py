@@ -35,7 +35,7 @@ DEFAULT_CONCURRENCY = 4
 _PASSING = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL", "UNKNOWN"}
 )
-"""Codes of failures that may be over when the item is tried again."""
+"""Codes of failures to put that may be over a moment later."""
 _PUT_PAUSES = (0.25, 0.5, 1.0)
 _PROGRESS_SECONDS = 0.5
 _DEFECT = "the item failed by a defect of the service; its log says more"
@@ -265,7 +265,7 @@ class _Run:
     def _failed(self, position: int, failure: ItemFailure) -> Entry:
         """Final where trying again would be paid for, and would fail again."""
         cost = self.spending.so_far(position)
-        is_final = failure.code not in _PASSING and _is_paid(cost)
+        is_final = failure.is_lasting and _is_paid(cost)
         return self._entry(position, cost, failure=failure, is_final=is_final)
 
     async def _put(self, position: int, result: bytes | None) -> PutOutcome:
