@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from services.simulation.simulators.cues import Cues
@@ -19,6 +21,8 @@ def matched(explanation: str, *tokens: str) -> list[str]:
         if own or (word >= 0 and by_word[word] and complete)
     ]
 
+
+ORDINARY = "the words 'king' and 'queen', and names of animals; " * 200
 
 TEXT = ("He", " said", " unto", " the", " li", "on", ",", " 'Sing", "ing", "' 12", "\n", " is BAD")
 
@@ -44,6 +48,9 @@ TEXT = ("He", " said", " unto", " the", " li", "on", ",", " 'Sing", "ing", "' 12
         ("capitalized words", ["He", "ing", " is BAD"]),
         ("words in all caps", [" is BAD"]),
         ("the first token", ["He"]),
+        ("the word « unto »", [" unto"]),
+        ("after a colon: the word 'unto'", [" unto"]),
+        ("the word 'He', and the word after 'the'", ["He", "on"]),
         ("the lion's mane and the dogs' tails", []),
         ("animals", []),
         ("the word ''", []),
@@ -51,6 +58,22 @@ TEXT = ("He", " said", " unto", " the", " li", "on", ",", " 'Sing", "ing", "' 12
 )
 def test_cues(explanation: str, expected: list[str]) -> None:
     assert matched(explanation, *TEXT) == expected
+
+
+@pytest.mark.parametrize(
+    "explanation",
+    ["after " * 800 + "'a' " * 1250, "before, " * 600 + "'a', " * 1000, "«" + " " * 9_900 + "'a'"],
+    ids=["after", "before", "unclosed"],
+)
+def test_a_long_explanation_is_read_in_time_that_grows_with_its_length(explanation: str) -> None:
+    def seconds(text: str) -> float:
+        began = time.process_time()
+        Cues.from_explanation(text)
+        return time.process_time() - began
+
+    ordinary = min(seconds(ORDINARY[: len(explanation)]) for _ in range(3))
+    assert seconds(explanation) < 100 * ordinary
+    assert Cues.from_explanation(explanation).any
 
 
 def test_a_quoted_piece_matches_a_token_inside_a_word() -> None:

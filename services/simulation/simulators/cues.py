@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from services.simulation.simulators.words import WordSequence, content_words
 
 _QUOTED = re.compile(
-    r"\"([^\"]{1,80})\"|“([^”]{1,80})”|‘([^’]{1,80})’|`([^`]{1,80})`|«\s*([^»]{1,80}?)\s*»"
+    r"\"([^\"]{1,80})\"|“([^”]{1,80})”|‘([^’]{1,80})’|`([^`]{1,80})`|«([^»]{1,80})»"
     # An apostrophe quotes only where no letter stands before it: "lion's" quotes nothing.
     r"|(?<!\w)'([^'\n]{1,80})'(?!\w)"
 )
@@ -26,8 +26,9 @@ _ENDS = re.compile(r"\b(end|ends|ending|endings|suffix|suffixes)\b", re.IGNORECA
 _STARTS = re.compile(
     r"\b(start|starts|starting|begin|begins|beginning|prefix|prefixes)\b", re.IGNORECASE
 )
-_AFTER = re.compile(r"\b(after|following|follows?|preceded by)\b[\s\w,]*$", re.IGNORECASE)
-_BEFORE = re.compile(r"\b(before|preceding|precedes?|followed by)\b[\s\w,]*$", re.IGNORECASE)
+_AFTER = re.compile(r"\b(after|following|follows?|preceded by)\b", re.IGNORECASE)
+_BEFORE = re.compile(r"\b(before|preceding|precedes?|followed by)\b", re.IGNORECASE)
+_CLAUSE_END = re.compile(r"[^\s\w,]")
 
 TokenMatch = NDArray[np.bool_]
 
@@ -116,10 +117,15 @@ class Cues:
     def from_explanation(cls, explanation: str) -> Cues:
         """Read the cues; an explanation without any is matched by meaning alone."""
         quoted = []
+        end = 0
         for match in _QUOTED.finditer(explanation):
             text = next(group for group in match.groups() if group is not None)
+            # A quotation ends a clause: each part of the text is looked at only once.
+            clause = _CLAUSE_END.split(explanation[end : match.start()])[-1]
+            end = match.end()
             if text.strip():
-                quoted.append(_quoted(text.strip(), explanation[: match.start()]))
+                near = explanation[max(0, match.start() - 40) : match.start()]
+                quoted.append(_quoted(text.strip(), clause, near))
         unquoted = rest = _QUOTED.sub(" ", explanation)
         for pattern, _ in (*_WORD_KINDS, *_TOKEN_KINDS):
             rest = pattern.sub(" ", rest)
@@ -151,13 +157,15 @@ class Cues:
             words |= np.fromiter((test(word) for word in sequence.words), np.bool_, len(words))
         for cue in self.quoted:
             words |= _shifted(_words_with(cue, folded), cue.shift)
-            if cue.place == "whole" and cue.shift == 0:
-                wanted = cue.text.casefold()
-                tokens |= np.fromiter(
-                    (token.strip().casefold() == wanted for token in sequence.tokens),
-                    np.bool_,
-                    len(tokens),
-                )
+        wanted = {
+            cue.text.casefold() for cue in self.quoted if cue.place == "whole" and cue.shift == 0
+        }
+        if wanted:
+            tokens |= np.fromiter(
+                (token.strip().casefold() in wanted for token in sequence.tokens),
+                np.bool_,
+                len(tokens),
+            )
         for test in self.token_kinds:
             tokens |= np.fromiter((test(token) for token in sequence.tokens), np.bool_, len(tokens))
         if self.first_token and len(tokens):
@@ -165,10 +173,10 @@ class Cues:
         return tokens, words
 
 
-def _quoted(text: str, before: str) -> _Quoted:
-    shift = 1 if _AFTER.search(before) else -1 if _BEFORE.search(before) else 0
+def _quoted(text: str, clause: str, near: str) -> _Quoted:
+    """A quotation, what precedes it in its clause, and the last signs before it."""
+    shift = 1 if _AFTER.search(clause) else -1 if _BEFORE.search(clause) else 0
     place = "whole"
-    near = before[-40:]
     if text.startswith("-") and len(text) > 1:
         text, place = text[1:], "end"
     elif text.endswith("-") and len(text) > 1:
@@ -189,7 +197,7 @@ def _words_with(cue: _Quoted, folded: Sequence[str]) -> TokenMatch:
     wanted = WordSequence.from_tokens([text]).words
     found = np.zeros(len(folded), dtype=np.bool_)
     span = len(wanted)
-    for start in range(len(folded) - span + 1) if span else ():
+    for start in [place for place, word in enumerate(folded) if span and word == wanted[0]]:
         if tuple(folded[start : start + span]) == wanted:
             # Of a phrase, the last word is where it is complete.
             found[start + span - 1] = True
