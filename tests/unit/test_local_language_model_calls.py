@@ -162,6 +162,25 @@ async def test_texts_are_counted_and_cut(plain: LocalLanguageModel) -> None:
     assert cut.finished
 
 
+async def test_calls_at_the_same_time_count_their_own_passes(plain: LocalLanguageModel) -> None:
+    await plain.choose(prompts("Yes?"), ["Yes", "No"])
+    assert plain.model is not None
+    before = plain.model.calls
+    questions = [f"{number} {'Yes? ' * 8}" for number in range(5)]
+    answers = await asyncio.gather(
+        plain.choose(prompts(*questions, shared=(Message("system", "Lions."),)), ["Yes", "No"]),
+        *(
+            plain.generate(
+                prompts(question), GenerationOptions(max_tokens=5, temperature=1.0, seed=seed)
+            )
+            for seed, question in enumerate(questions)
+        ),
+    )
+    costs = [answer.cost.calls for several in answers for answer in several]
+    assert sum(costs) == plain.model.calls - before
+    assert sum(costs[:5]) > 1
+
+
 def test_a_chat_template_is_followed(folder: Path, tmp_path: Path) -> None:
     model = with_template(folder, tmp_path / "chat", TEMPLATE)
     shared, own = prompt_ids(model, prompts("Yes?")[0])

@@ -274,9 +274,9 @@ def test_texts_that_are_written_together_are_what_each_is_alone(
         for seed, (count, temperature) in enumerate([(9, 1.0), (14, 0.0), (3, 0.7), (12, 1.0)])
     ]
     before = model.calls
-    together = at_once(generate_steps(model, prefix, prompts, options), never)
+    together, calls = at_once(generate_steps(model, prefix, prompts, options), never)
     longest = max(len(text.ids) + text.finished for text in together)
-    assert model.calls - before == 3 + longest - 1
+    assert model.calls - before == calls == 3 + longest - 1
     for text, prompt, each in zip(together, prompts, options, strict=True):
         assert (text.ids, text.finished) == model.generate(prefix, prompt, each)
 
@@ -292,6 +292,14 @@ def test_drawn_texts_follow_their_seed_and_temperature(models: dict[str, LocalMo
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(4)}) > 1
     assert draw(1, 1e-4) == draw(2, 1e-4) == draw(0, 0.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-310, 5e-324])
+def test_the_lowest_temperatures_draw_the_most_probable(temperature: float) -> None:
+    import torch
+
+    logits = torch.tensor([1.0, 5.0, 2.0, -3.0])
+    assert choose_id(logits, temperature, np.random.default_rng(0)) == 1
 
 
 def test_draws_have_the_models_probabilities() -> None:

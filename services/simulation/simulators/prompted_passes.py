@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from services.simulation.language_models.local.rows import Row, RowLogits
+from services.simulation.language_models.local.rows import Row, RowLogits, counted
 from services.simulation.prompts.simulation import AllAtOncePrompt, OneAtATimePrompt
 from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.interface import (
@@ -29,8 +29,6 @@ from services.simulation.simulators.value_reading import ValueReading
 if TYPE_CHECKING:
     from services.simulation.language_models.local.model import LocalModel
     from services.simulation.language_models.local.prefixes import Prefix
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def simulate_steps(
                 # The rows count all of it as reused.
                 payer.reused -= prefix.computed
             yield
-            logits, calls = yield from _counted(model.logits_steps(prefix, rows))
+            logits, calls = yield from counted(model.logits_steps(prefix, rows))
             payer.calls += calls
         start = 0
         for number, planned in group:
@@ -111,15 +109,3 @@ def simulate_steps(
 def _row(row: PlannedRow, used: PromptInUse) -> Row:
     positions = np.array(row.positions, dtype=np.int64)
     return Row(row.ids, positions, used.reading.columns, used.reading.branch)
-
-
-def _counted(steps: Generator[None, None, T]) -> Generator[None, None, tuple[T, int]]:
-    """What the steps return, and how many there were: one for each yield, and the last."""
-    calls = 1
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value, calls
-        calls += 1
-        yield

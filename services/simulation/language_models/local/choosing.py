@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.interface import Choice, Prompt
 from services.simulation.language_models.local.conversation import prompt_ids
-from services.simulation.language_models.local.rows import Row, RowLogits, prompt_cost
+from services.simulation.language_models.local.rows import (
+    Row,
+    RowLogits,
+    counted,
+    prompt_cost,
+)
 from services.simulation.simulators.interface import SimulationCost
 from services.simulation.simulators.words import readable
 
@@ -39,18 +44,17 @@ def choose_steps(
         groups.setdefault(shared, []).append(number)
     found: list[Choice | None] = [None] * len(prompts)
     for shared, numbers in groups.items():
-        calls = model.calls
         prefix = yield from model.prefix_steps([shared])
         if prefix.calls:
             yield
         rows = [row for number in numbers for row in _rows(split[number][1], ids, single)]
-        results = yield from model.logits_steps(prefix, rows)
-        cost = prompt_cost(prefix.computed, results)
+        results, calls = yield from counted(model.logits_steps(prefix, rows))
+        cost = prompt_cost(prefix.computed, results, prefix.calls + calls)
         each = len(results) // len(numbers)
         for place, number in enumerate(numbers):
             own = results[place * each : (place + 1) * each]
             probabilities = _normalized(_log_probabilities(own, ids, single))
-            first = SimulationCost(model.calls - calls, cost.computed, cost.reused)
+            first = SimulationCost(cost.calls, cost.computed, cost.reused)
             found[number] = Choice(probabilities, cost=SimulationCost() if place else first)
         yield
     seconds = (time.perf_counter() - began) / max(len(prompts), 1)

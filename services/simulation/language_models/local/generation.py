@@ -51,8 +51,10 @@ def generate_steps(
     prefix: Prefix,
     prompts: Sequence[tuple[int, ...]],
     options: Sequence[GenerationOptions],
-) -> Generator[None, None, list[Written]]:
-    """What follows the prefix and each of the prompts; a forward pass a step.
+) -> Generator[None, None, tuple[list[Written], int]]:
+    """What follows the prefix and each of the prompts, and the forward passes that it took.
+
+    A forward pass a step.
 
     A text ends at one of the model's end-of-text ids, which isn't of it, or with the first of its
     `stop` texts, which is. Prompts of the same ids are computed once.
@@ -66,6 +68,7 @@ def generate_steps(
         model.check_length(len(prefix) + len(prompt) + max(each.max_tokens - 1, 0))
         texts.append(_Text(prompt, each, np.random.default_rng(each.seed)))
     ends = end_ids(model)
+    calls = 0
     read: dict[tuple[int, ...], tuple[Segment, torch.Tensor]] = {}
     for text in texts:
         if not text.goes_on:
@@ -74,6 +77,7 @@ def generate_steps(
             continue
         if text.prompt not in read:
             read[text.prompt] = model.read(prefix, text.prompt)
+            calls += 1
             yield
         text.past, logits = read[text.prompt]
         _go_on(model, text, logits, ends)
@@ -83,6 +87,7 @@ def generate_steps(
             for text in going:
                 whole = prefix.ids + text.prompt + tuple(text.written)
                 _go_on(model, text, model.after(whole), ends)
+                calls += 1
                 yield
             continue
         pasts = [text.past for text in going if text.past is not None]
@@ -91,8 +96,10 @@ def generate_steps(
         for number, text in enumerate(going):
             text.past = longer[number]
             _go_on(model, text, logits[number], ends)
+        calls += 1
         yield
-    return [Written(tuple(text.written), text.finished, text.passes) for text in texts]
+    written = [Written(tuple(text.written), text.finished, text.passes) for text in texts]
+    return written, calls
 
 
 def _go_on(model: LocalModel, text: _Text, logits: torch.Tensor, ends: frozenset[int]) -> None:
@@ -122,7 +129,9 @@ def choose_id(logits: torch.Tensor, temperature: float, generator: np.random.Gen
         raise not_finite()
     if temperature <= 0:
         return int(torch.argmax(logits))
-    scaled = logits.double().cpu().numpy() / temperature
-    sums = np.cumsum(np.exp(scaled - scaled.max()))
+    values = logits.double().cpu().numpy()
+    # The largest becomes 0 first: divided by a tiny temperature, it would be infinite.
+    with np.errstate(over="ignore"):
+        sums = np.cumsum(np.exp((values - values.max()) / temperature))
     drawn = int(np.searchsorted(sums, generator.random() * sums[-1], side="right"))
     return min(drawn, len(sums) - 1)

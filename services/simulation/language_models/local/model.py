@@ -176,7 +176,7 @@ class LocalModel:
             InvalidInput, ResourceExhausted, FailedPrecondition, WorkStopped: as for `logits`.
         """
         steps = generation.generate_steps(self, prefix, [tuple(ids)], [options])
-        text = at_once(steps, stopped)[0]
+        (text,), _ = at_once(steps, stopped)
         return text.ids, text.finished
 
     def prefix_steps(self, segments: Sequence[tuple[int, ...]]) -> Generator[None, None, Prefix]:

@@ -40,6 +40,21 @@ def at_once(steps: Generator[None, None, T], stopped: Stopped) -> T:
             return result
 
 
+def counted(steps: Generator[None, None, T]) -> Generator[None, None, tuple[T, int]]:
+    """What the steps return, and how many there were: one for each yield, and the last.
+
+    Steps of other callers' work that run in between are not counted.
+    """
+    calls = 1
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, calls
+        calls += 1
+        yield
+
+
 def not_finite() -> FailedPrecondition:
     """The error of a model that answers NaN or infinity."""
     return FailedPrecondition(

@@ -52,7 +52,7 @@ def write_steps(
 def _together(
     model: LocalModel, split: Sequence[Split], options: Sequence[GenerationOptions]
 ) -> Generator[None, None, list[Generation]]:
-    began, calls = time.perf_counter(), model.calls
+    began = time.perf_counter()
     segments = [split[0][0]]
     if len(set(split)) == 1:
         # Who draws several texts after one prompt may well ask for more of them.
@@ -63,8 +63,9 @@ def _together(
     prefix = yield from model.prefix_steps(segments)
     if prefix.calls:
         yield
-    written = yield from generate_steps(model, prefix, [own for _, own in split], options)
-    calls, seconds = model.calls - calls, time.perf_counter() - began
+    owns = [own for _, own in split]
+    written, calls = yield from generate_steps(model, prefix, owns, options)
+    seconds = time.perf_counter() - began
     texts: list[Generation] = []
     seen: set[tuple[int, ...]] = set()
     for number, ((_, own), text) in enumerate(zip(split, written, strict=True)):
@@ -77,7 +78,7 @@ def _together(
             computed, reused = computed + prefix.computed, reused - prefix.computed
         seen.add(own)
         cost = SimulationCost(
-            calls=0 if number else calls,
+            calls=0 if number else prefix.calls + calls,
             prompt_tokens_computed=computed,
             prompt_tokens_reused=reused,
             completion_tokens=len(text.ids),
