@@ -251,12 +251,13 @@ class SimulationPlane:
         split = await self._split(request, fits=False)
         task = JudgingTask(
             explanation=request.explanation,
-            split=split.limited(request.max_sequences),
+            split=split,
             method=method,
             seed=request.seed,
             max_judgements=request.max_judgements,
             low_activation_threshold=request.low_activation_threshold,
             min_coverage=request.min_coverage,
+            max_sequences=request.max_sequences,
         )
         async with aclosing(judge(task, simulator)) as events:
             async for event in events:
@@ -287,9 +288,9 @@ class SimulationPlane:
         source = request.source
         if not isinstance(source, GivenSequences):
             return await self._records.split(source)
-        return ScoringSplit.from_request(
-            source.calibration if fits else LabeledSequences(), source.scored
-        )
+        if fits:
+            return ScoringSplit.from_request(source.calibration, source.scored)
+        return ScoringSplit(source.calibration, source.scored)
 
     def _stored(self) -> CalibrationStore:
         if self._calibrations is None:

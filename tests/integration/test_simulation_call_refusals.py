@@ -144,6 +144,13 @@ GIVEN = v1.LabeledSequences(scored_sequences=columns(["a"]))
         ),
         (
             "ScoreExplanation",
+            request(method=v1.SCORING_METHOD_FUZZING, max_judgements=1),
+            "INVALID_ARGUMENT",
+            "OUT_OF_RANGE",
+            "max_judgements",
+        ),
+        (
+            "ScoreExplanation",
             request(calibration=LINE, method=v1.SCORING_METHOD_DETECTION),
             "INVALID_ARGUMENT",
             "INVALID_ARGUMENT",

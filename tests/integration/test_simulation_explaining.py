@@ -10,6 +10,7 @@ import pytest_asyncio
 from neuropil.errors import NeuropilError, atranslated
 from neuropil.names import component_id
 from neuropil.simulation import v1
+from shared.formats.records import ActivationRecord
 from tests.integration.simulation_running import (
     ANIMALS,
     World,
@@ -116,3 +117,21 @@ async def test_nothing_to_judge_is_an_error(world: World) -> None:
         "NOTHING_TO_JUDGE",
         "sequences.scored_sequences",
     )
+
+
+async def test_sequences_to_calibrate_on_say_too_what_is_active(world: World) -> None:
+    given = [sequence(number, active=number < 4) for number in range(8)]
+    request = v1.ScoreExplanationRequest(
+        sequences=v1.LabeledSequences(scored_sequences=labeled(*given)),
+        explanation=f"the words {', '.join(repr(animal) for animal in ANIMALS)}",
+        method=v1.SCORING_METHOD_DETECTION,
+    )
+    _, result = await scored(world, request)
+    assert len(result.judgements.judgements) == 8
+    # Beside one of 100, 2.5 isn't active; a sequence may be in both, since nothing is fitted.
+    strong = ActivationRecord([100.0, 2.5], [" a", " lion"])
+    request.sequences.calibration_sequences.CopyFrom(labeled(strong, given[0]))
+    with pytest.raises(NeuropilError) as raised:
+        await scored(world, request)
+    assert raised.value.reason == "NOTHING_TO_JUDGE"
+    assert "no sequence with an activation of 0.5 of the largest" in raised.value.message

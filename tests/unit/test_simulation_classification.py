@@ -20,6 +20,7 @@ from services.simulation.scores.classification import ClassificationScores, clas
 from services.simulation.scores.simulation_scores import Score, UndefinedReason
 
 SINGLE_CLASS = UndefinedReason.UNDEFINED_SINGLE_CLASS
+NO_POSITIVE_PREDICTIONS = UndefinedReason.UNDEFINED_NO_POSITIVE_PREDICTIONS
 
 
 def columns(scores: ClassificationScores) -> dict[str, Score]:
@@ -62,13 +63,14 @@ def test_one_class_leaves_scores_undefined(
     labels: list[int], likely: list[float], undefined: set[str]
 ) -> None:
     for name, score in columns(classification_scores(labels, likely, ["a", "b"])).items():
-        assert score.reason == (SINGLE_CLASS if name in undefined else None), name
+        reason = NO_POSITIVE_PREDICTIONS if name == "precision" else SINGLE_CLASS
+        assert score.reason == (reason if name in undefined else None), name
         assert (score.value is None) == (name in undefined)
 
 
 def test_no_judgements_have_no_scores() -> None:
     for score in columns(classification_scores([], [], [])).values():
-        assert score == Score(None, UndefinedReason.UNDEFINED_EMPTY)
+        assert score == Score(None, UndefinedReason.UNDEFINED_NO_PREDICTIONS)
 
 
 def test_ten_right_answers_are_no_certainty() -> None:

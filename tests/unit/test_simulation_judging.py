@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.simulation.errors import InvalidInput
 from services.simulation.language_models.local.language_model import LocalLanguageModel
 from services.simulation.prompts.judging import JudgingPrompt, Marks
 from services.simulation.scoring.judgement_questions import JudgingMethod, questions
@@ -69,7 +70,10 @@ def test_questions_are_balanced_labeled_and_seeded() -> None:
         marked = {question.tokens[position].strip() for position in question.marked}
         assert len(question.marked) == 1
         assert question.label == bool(marked & set(ANIMALS))
-    assert len(questions(split(), FUZZING, 1, 0.1, 0)) == 2
+    assert len(questions(split(), FUZZING, 3, 0.1, 0)) == 2
+    with pytest.raises(InvalidInput) as raised:
+        questions(split(), FUZZING, 1, 0.1, 0)
+    assert raised.value.field == "max_judgements"
 
 
 def test_what_lies_between_active_and_not_is_not_asked_about() -> None:
@@ -81,6 +85,33 @@ def test_what_lies_between_active_and_not_is_not_asked_about() -> None:
     marked = questions(of(tokens, values), FUZZING, 20, 0.1, 0)
     # White space is never marked, so sequence 4 has nothing quiet to mark.
     assert {q.sequence for q in marked if not q.label} == {0}
+
+
+@pytest.mark.parametrize("low", [0.5, 0.8, 1.0])
+def test_what_is_active_is_never_asked_about_as_not_active(low: float) -> None:
+    tokens = [[f"{row}{column}" for column in range(8)] for row in range(6)]
+    values = [[1.0, 0.9, 0.7, 0.6, 0.5, 0.45, 0.3, 0.0]] * 3 + [[0.4] * 8, [0.5] * 8, [0.55] * 8]
+    asked = questions(of(tokens, values), FUZZING, 20, low, 0)
+    assert {question.label for question in asked} == {True, False}
+    for question in asked:
+        marked = np.asarray(values[question.sequence])[list(question.marked)]
+        assert (marked >= 0.5).all() if question.label else (marked < 0.5).all()
+    whole = questions(of(tokens, values), DETECTION, 20, low, 0)
+    assert {question.sequence for question in whole if not question.label} == {3}
+
+
+def test_the_largest_activation_is_that_of_all_sequences() -> None:
+    tokens, values = [["a", "b"], ["c", "d"], ["e", "f"]], [[0.5, 0.0], [1.0, 0.0], [0.05, 0.02]]
+    alone = of(tokens, values)
+    labels = {q.sequence: q.label for q in questions(alone, DETECTION, 20, 0.1, 0)}
+    assert labels[2] is False
+    strong = LabeledSequences((("g",),), (np.asarray([10.0]),))
+    with pytest.raises(FailedPrecondition, match="no sequence with an activation"):
+        questions(ScoringSplit(strong, alone.scored), DETECTION, 20, 0.1, 0)
+    # What is left out says what is strong all the same.
+    more = of([*tokens, ["g", "h"]], [[0.4, 0.0], [0.04, 0.0], [1.0, 0.0], [0.04, 0.0]])
+    with pytest.raises(FailedPrecondition, match="no sequence with an activation"):
+        questions(more, DETECTION, 20, 0.1, 0, max_sequences=2)
 
 
 @pytest.mark.parametrize("method", list(JudgingMethod))

@@ -33,6 +33,16 @@ INTERVAL_METHOD = "percentile"
 THRESHOLD = 0.5
 """A judgement predicts the class where its probability is at least this."""
 
+_REASONS = (
+    UndefinedReason.UNDEFINED_SINGLE_CLASS,
+    UndefinedReason.UNDEFINED_SINGLE_CLASS,
+    UndefinedReason.UNDEFINED_NO_POSITIVE_PREDICTIONS,
+    UndefinedReason.UNDEFINED_SINGLE_CLASS,
+    UndefinedReason.UNDEFINED_SINGLE_CLASS,
+    UndefinedReason.UNDEFINED_SINGLE_CLASS,
+)
+"""Why each of the scores is undefined where there are judgements."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassificationScores:
@@ -67,7 +77,7 @@ def classification_scores(
     require_finite(likely, "probabilities")
     _require((likely >= 0) & (likely <= 1), likely, "probabilities", "a probability is from 0 to 1")
     if not len(truth):
-        return ClassificationScores(*[Score(None, UndefinedReason.UNDEFINED_EMPTY)] * 6)
+        return ClassificationScores(*[Score(None, UndefinedReason.UNDEFINED_NO_PREDICTIONS)] * 6)
     numbers: dict[Hashable, int] = {}
     own = np.asarray([numbers.setdefault(group, len(numbers)) for group in groups])
     positive = truth == 1
@@ -75,10 +85,10 @@ def classification_scores(
     intervals = _intervals(positive, likely, own, len(numbers), seed)
     return ClassificationScores(
         *(
-            Score(None, UndefinedReason.UNDEFINED_SINGLE_CLASS)
+            Score(None, reason)
             if np.isnan(value)
             else Score(float(value), interval=_around(interval, float(value)))
-            for value, interval in zip(values, intervals, strict=True)
+            for value, interval, reason in zip(values, intervals, _REASONS, strict=True)
         )
     )
 

@@ -44,7 +44,11 @@ class UndefinedReason(IntEnum):
     UNDEFINED_OVERFLOW = 7
     """The score is beyond what a double can hold."""
     UNDEFINED_SINGLE_CLASS = 8
-    """Labels, or predictions where they are divided by, are of one class only."""
+    """Labels are of one class only."""
+    UNDEFINED_NO_POSITIVE_PREDICTIONS = 9
+    """Nothing is predicted to be of the class, so that there is no precision."""
+    UNDEFINED_NO_PREDICTIONS = 10
+    """There is no judgement."""
 
 
 @dataclass(frozen=True, slots=True)

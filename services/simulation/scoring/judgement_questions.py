@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from services.simulation.errors import InvalidInput
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit, Tokens
 from shared.errors import FailedPrecondition
 
@@ -43,23 +44,37 @@ class Question:
 
 
 def questions(
-    split: ScoringSplit, method: JudgingMethod, max_judgements: int, low: float, seed: int
+    split: ScoringSplit,
+    method: JudgingMethod,
+    max_judgements: int,
+    low: float,
+    seed: int,
+    max_sequences: int = 0,
 ) -> list[Question]:
-    """At most `max_judgements` questions, half of either label where there are enough.
+    """At most `max_judgements` questions, as many of either label.
 
     With M the largest finite activation of the split, a sequence or token is active from 0.5 M
-    on, and not active up to `low` M; what lies between is not asked about, nor is a sequence with
-    an activation that isn't finite.
+    on. One that isn't active, and is up to `low` M, is not active; what lies between is not asked
+    about, nor is a sequence with an activation that isn't finite. With `max_sequences` only so many
+    sequences are asked about; M stays that of all.
 
     Raises:
+        InvalidInput: `max_judgements` is less than 2, one of either label.
         FailedPrecondition: nothing is active, or there is no question of one of the labels.
     """
+    if max_judgements < 2:
+        raise InvalidInput(
+            f"max_judgements is {max_judgements}; at least 2 are needed, one with either answer",
+            field="max_judgements",
+            reason="OUT_OF_RANGE",
+        )
+    largest = _largest(split.calibration, split.scored)
+    split = split.limited(max_sequences)
     finite = [
         position
         for position, values in enumerate(split.scored.activations)
         if len(values) and np.isfinite(values).all()
     ]
-    largest = _largest(split.calibration, split.scored)
     rng = np.random.default_rng(seed)
     if largest <= 0:
         raise _none(split, "no activation above 0", "nothing that is active can be asked about")
@@ -117,11 +132,12 @@ def _fuzzing(
         values, tokens = sequences.activations[position], sequences.tokens[position]
         # A mark needs something to stand around.
         shown = np.asarray([bool(token.strip()) for token in tokens])
-        active = np.flatnonzero((values >= ACTIVE_SHARE * largest) & shown)
+        is_active = values >= ACTIVE_SHARE * largest
+        active = np.flatnonzero(is_active & shown)
         if not len(active):
             continue
         yes.append(Question(position, tokens, tuple(active.tolist()), True))
-        quiet = np.flatnonzero((values <= low * largest) & shown)
+        quiet = np.flatnonzero(~is_active & (values <= low * largest) & shown)
         if len(quiet):
             chosen = rng.choice(quiet, size=min(len(active), len(quiet)), replace=False)
             no.append(Question(position, tokens, tuple(sorted(chosen.tolist())), False))
@@ -132,7 +148,7 @@ def _balanced(
     yes: list[Question], no: list[Question], most: int, rng: np.random.Generator
 ) -> list[Question]:
     """As many of either label as there are of the rarer one, drawn evenly, in random order."""
-    each = min(len(yes), len(no), max(1, most // 2))
+    each = min(len(yes), len(no), most // 2)
     chosen = [
         label[position]
         for label in (yes, no)

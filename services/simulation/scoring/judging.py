@@ -57,6 +57,8 @@ class JudgingTask:
     """Share of the largest activation up to which a sequence or token is not active."""
     min_coverage: float = DEFAULT_MIN_COVERAGE
     """Smallest share of questions that must get an answer that can be read."""
+    max_sequences: int = 0
+    """Most sequences to ask about; 0: all."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -115,11 +117,17 @@ async def judge(
     Raises:
         FailedPrecondition: there is nothing to judge (`NOTHING_TO_JUDGE`), or too few answers can
             be read (`COVERAGE_TOO_LOW`).
+        InvalidInput: fewer than two judgements are allowed.
         InvalidInput, ResourceExhausted, Unavailable: as the simulator or its language model says.
     """
-    check_request(task.explanation, task.split.scored.tokens)
+    check_request(task.explanation, task.split.limited(task.max_sequences).scored.tokens)
     asked = questions(
-        task.split, task.method, task.max_judgements, task.low_activation_threshold, task.seed
+        task.split,
+        task.method,
+        task.max_judgements,
+        task.low_activation_threshold,
+        task.seed,
+        task.max_sequences,
     )
     yield ScoringProgress(0, len(asked), "judge")
     model = simulator.language_model
