@@ -178,11 +178,33 @@ async def test_a_wait_beyond_the_deadline_is_not_begun(served: OpenAiServer) -> 
     assert served.traffic.requests == 1
 
 
+async def test_a_server_that_asks_for_years_is_asked_again_after_a_while(
+    served: OpenAiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "LONGEST_PAUSE_SECONDS", 0.2)
+    served.faults.append("429")
+    served.retry_after = "Fri, 31 Dec 9999 23:59:59 GMT"
+    client = ServerClient(described(served))
+    with pytest.raises(NeuropilError) as caught:
+        await client.post("completions", BODY)
+    assert (caught.value.retry_after_seconds or 0) > 1e9, "what the server says"
+    await client.post("completions", BODY)
+    await client.close()
+    assert served.traffic.requests == 2
+
+
 def test_retry_after_forms() -> None:
     assert pauses.retry_after({"retry-after": "3"}) == 3
     assert pauses.retry_after({"retry-after-ms": "250", "retry-after": "3"}) == 0.25
     assert pauses.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    for text in ("", "soon", "-3", "nan", "inf"):
+    for text in (
+        "",
+        "soon",
+        "-3",
+        "nan",
+        "inf",
+        "Mon, 01 Jan 2026 00:00:00 +99999999999999",
+    ):
         assert pauses.retry_after({"retry-after": text}) is None
 
 

@@ -115,6 +115,18 @@ async def test_several_candidates_are_ranked_and_each_comes_once() -> None:
         assert cold.cost.calls == 1
 
 
+async def test_seeds_begin_again_after_the_largest() -> None:
+    answers = PlantedAnswers()
+    answers.text = lambda asked, seed: f"rivers {seed}"
+    async with chat_simulator(answers) as (simulator, _):
+        explainer = LanguageModelExplainer("llm", simulator)
+        found = await explainer.propose(EVIDENCE, ProposalOptions(count=3, seed=2**63 - 2))
+    assert [e.provenance.seed for e in found.explanations] == [2**63 - 2, 2**63 - 1, 0]
+    assert [e.text for e in found.explanations] == [
+        f"rivers {e.provenance.seed}" for e in found.explanations
+    ]
+
+
 async def test_only_the_train_split_is_shown_around_its_peak() -> None:
     answers = PlantedAnswers()
     async with chat_simulator(answers) as (simulator, _):
@@ -210,6 +222,13 @@ async def test_a_local_model_writes_the_same_each_time(tmp_path: Path) -> None:
             outcomes.append([error.reason])
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0]) == 1
+    local = model.model
+    assert local is not None
+    before = local.calls
+    with pytest.raises(FailedPrecondition):
+        await explainer.propose(EVIDENCE, ProposalOptions(count=2, max_sequences=1))
+    # At most two turns of two texts, each a pass for the prompt and one for each next token.
+    assert local.calls - before <= 2 * 80 + 1
     await simulator.close()
     await model.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
@@ -28,7 +27,6 @@ from services.simulation.explaining.interface import (
 from services.simulation.language_models.interface import (
     Generation,
     GenerationOptions,
-    LanguageModel,
     Prompt,
 )
 from services.simulation.normalized_activations import normalize_activations
@@ -53,6 +51,7 @@ _MOST_TOKENS = 64
 _PAIRS_A_SEQUENCE = 3
 _MAX_ANSWER_TOKENS = 80
 _AT_ONCE = 4
+_SEEDS = 2**63
 _ATTEMPTS = 2
 """Most answers asked for, for each explanation that is wanted."""
 
@@ -108,19 +107,14 @@ class LanguageModelExplainer:
             temperature = 1.0 if options.count > 1 else 0.0
         found = _Answers(options, temperature)
         while not found.enough:
-            seeds = found.next_seeds()
-            asked = [
-                asyncio.ensure_future(_asked(language_model, prompt, temperature, seed))
-                for seed in seeds
-            ]
-            try:
-                answers = await asyncio.gather(*asked)
-            finally:
-                # Where one failed, nobody waits for the others.
-                for task in asked:
-                    task.cancel()
-            for seed, answer in zip(seeds, answers, strict=True):
-                found.add(seed, answer)
+            seed, count = found.next_seeds()
+            drawing = GenerationOptions(
+                max_tokens=_MAX_ANSWER_TOKENS, temperature=temperature, seed=seed, stop=("\n\n",)
+            )
+            # Asked for together, they share the computation of the prompt, and of each token.
+            answers = await language_model.generate([prompt] * count, drawing)
+            for number, answer in enumerate(answers):
+                found.add(seed + number, answer)
         ranked = found.ranked()
         if not ranked:
             raise FailedPrecondition(
@@ -167,11 +161,14 @@ class _Answers:
     def enough(self) -> bool:
         return len(self._texts) >= self._wanted or self._asked >= self._most
 
-    def next_seeds(self) -> list[int]:
+    def next_seeds(self) -> tuple[int, int]:
+        """The first seed of the next answers, and how many."""
         missing = min(self._wanted - len(self._texts), self._most - self._asked, _AT_ONCE)
-        first = self._seed + self._asked
+        first = (self._seed + self._asked) % _SEEDS
+        # Those after the largest one begin again at 0, at the next turn.
+        missing = min(missing, _SEEDS - first)
         self._asked += missing
-        return [(first + number) % 2**63 for number in range(missing)]
+        return first, missing
 
     def add(self, seed: int, answer: Generation) -> None:
         self.cost += answer.cost
@@ -195,14 +192,6 @@ class _Answers:
     def reasons(self) -> str:
         counts = Counter(issue.reason for issue in self.issues)
         return ", ".join(f"{reason} ({count})" for reason, count in sorted(counts.items()))
-
-
-async def _asked(model: LanguageModel, prompt: Prompt, temperature: float, seed: int) -> Generation:
-    options = GenerationOptions(
-        max_tokens=_MAX_ANSWER_TOKENS, temperature=temperature, seed=seed, stop=("\n\n",)
-    )
-    (answer,) = await model.generate([prompt], options)
-    return answer
 
 
 def _prompt(evidence: Evidence) -> tuple[Prompt, str]:

@@ -12,7 +12,8 @@ from email.utils import parsedate_to_datetime
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 120.0
-"""A server that asks for more is not waited for; the caller is told how long it asks for."""
+"""A server that asks for more is not waited for; the caller is told how long it asks for, and after
+this time the next call finds out whether it still does."""
 _SPREAD = 0.1
 """Calls go on within this share of the pause after it, so that they don't all come at once."""
 
@@ -25,7 +26,8 @@ class Pause:
         self._seconds = 0.0
 
     def ask(self, seconds: float) -> None:
-        """Let every call wait so long from now."""
+        """Let every call wait so long from now, `LONGEST_PAUSE_SECONDS` at most."""
+        seconds = min(seconds, LONGEST_PAUSE_SECONDS)
         until = time.monotonic() + seconds
         if until > self._until:
             self._until, self._seconds = until, seconds
@@ -69,8 +71,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _until(date: str) -> float:
     try:
         moment = parsedate_to_datetime(date)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return -1.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
