@@ -91,7 +91,7 @@ def score_all(
     """
     heard = time.monotonic()
     while True:
-        completed = 0
+        completed, ended = 0, False
         events = client.simulation.bulk_score(
             requests,
             key,
@@ -110,14 +110,17 @@ def score_all(
                             outcomes.add(event)
                             completed += 1
                         case neuropil.BulkSummary():
-                            outcomes.stopped_by = event.stopped_by
-                            on_event(completed, event.spent)
-                            return
+                            # The call ends a little later, when the run is put away.
+                            outcomes.stopped_by, ended = event.stopped_by, True
                     on_event(completed, event.spent)
         except neuropil.NeuropilError as error:
+            if ended:
+                return
             away = time.monotonic() - heard
             if error.code not in _AWAY or away > how.away_seconds:
                 raise
             time.sleep(max(_PAUSE_SECONDS, error.retry_after_seconds or 0.0))
         else:
+            if ended:
+                return
             raise neuropil.NeuropilError("DATA_LOSS", "the answer ended before its summary")

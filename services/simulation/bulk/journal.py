@@ -12,6 +12,7 @@ import structlog
 
 from services.simulation.bulk.events import ItemFailure
 from services.simulation.bulk.segments import SegmentedLog, newer_version
+from services.simulation.finishing import finished
 from services.simulation.simulators.interface import SimulationCost
 from services.simulation.state.store import Lease, LeaseHeld, StateStore
 from shared.errors import Aborted, FailedPrecondition
@@ -141,9 +142,8 @@ class Journal:
                 try:
                     yield journal
                 finally:
-                    await entries.close()
-                    if puts is not None:
-                        await puts.close()
+                    # The lease must not be given up while something is still written.
+                    await finished(_closed(entries, puts))
         except LeaseHeld:
             raise _in_progress("a run of this key runs already") from None
 
@@ -210,6 +210,12 @@ class Journal:
     def _check_lease(self) -> None:
         if self._lease.lost:
             raise _in_progress("another replica took this run over, as this one was not heard of")
+
+
+async def _closed(*logs: SegmentedLog | None) -> None:
+    for log in logs:
+        if log is not None:
+            await log.close()
 
 
 def run_folder(key: str) -> str:

@@ -26,6 +26,7 @@ from services.simulation.bulk.events import (
     StoppedBy,
 )
 from services.simulation.bulk.journal import Entry, Journal
+from services.simulation.finishing import finished
 from services.simulation.simulators.interface import SimulationCost
 from services.simulation.state.store import StateStore, not_configured
 from shared.errors import NeuropilError
@@ -179,7 +180,7 @@ class _Run:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await finished(asyncio.gather(*tasks, return_exceptions=True))
 
     async def _begun(self) -> int | None:
         """The next item to do, which counts as running from now on; None where there is none."""
@@ -237,12 +238,7 @@ class _Run:
         """Keep the end of an item; a caller who goes meanwhile takes nothing with him."""
         try:
             if entry.is_final or _is_paid(entry.cost):
-                keeping = asyncio.ensure_future(self.journal.keep(entry))
-                try:
-                    await asyncio.shield(keeping)
-                except asyncio.CancelledError:
-                    await asyncio.wait([keeping])
-                    raise
+                await finished(self.journal.keep(entry))
         finally:
             self.spending.end(entry.position, entry.cost)
             async with self.changed:

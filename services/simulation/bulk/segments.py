@@ -38,6 +38,10 @@ _READ_AT_ONCE = 8
 _log = structlog.get_logger(__name__)
 
 
+class _Damaged(Exception):
+    """A segment, or its end, can't be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Segment:
     first: int
@@ -66,7 +70,8 @@ class SegmentedLog:
         self._writer: asyncio.Task[None] | None = None
         self._merger: asyncio.Task[None] | None = None
         self._unread = list(segments)
-        self._broken: NeuropilError | None = None
+        self._broken: Exception | None = None
+        self._is_closing = False
 
     @classmethod
     async def open(cls, store: StateStore, folder: str) -> SegmentedLog:
@@ -104,6 +109,7 @@ class SegmentedLog:
         Raises:
             NeuropilError: what the store raises; where it is Unavailable, after several tries.
                 Nothing is tried any more after that.
+            Exception: a defect of the store.
         """
         if self._broken is not None:
             raise self._broken
@@ -114,7 +120,11 @@ class SegmentedLog:
         await done
 
     async def close(self) -> None:
-        """Wait until all is written that was appended, also by callers that don't wait for it."""
+        """Wait until all is written that was appended, also by callers that don't wait for it.
+
+        A merge that has begun to be written is brought to its end; none is begun any more.
+        """
+        self._is_closing = True
         for task in (self._writer, self._merger):
             if task is not None:
                 await asyncio.wait([task])
@@ -127,7 +137,9 @@ class SegmentedLog:
             content = _encoded([record for record, _ in batch])
             try:
                 await self._put(self._path(segment), content)
-            except NeuropilError as error:
+            except Exception as error:  # noqa: BLE001 - else all who wait would wait for ever
+                if not isinstance(error, NeuropilError):
+                    _log.exception("segment_not_written", name=segment.name)
                 self._broken = error
                 for _, done in (*batch, *self._pending):
                     if not done.done():
@@ -141,7 +153,7 @@ class SegmentedLog:
             for _, done in batch:
                 if not done.done():
                     done.set_result(None)
-            if self._merger is None or self._merger.done():
+            if not self._is_closing and (self._merger is None or self._merger.done()):
                 self._merger = asyncio.create_task(self._merge())
 
     async def _put(self, path: str, content: bytes) -> None:
@@ -155,26 +167,43 @@ class SegmentedLog:
     async def _merge(self) -> None:
         """Merge as long as there are enough small segments; a failure is only put off."""
         try:
-            while some := self._mergeable():
+            while not self._is_closing and (some := self._mergeable()):
                 contents = await asyncio.gather(
                     *(self._store.get(self._path(each)) for each in some)
                 )
-                records = [
-                    record
-                    for segment, content in zip(some, contents, strict=True)
-                    for record in _records(content or b"", segment.name)
-                ]
-                merged = _Segment(some[0].first, some[-1].last, some[0].level + 1)
-                content = _encoded(records)
-                await self._store.put(self._path(merged), content)
-                at = self._segments.index(some[0])
-                self._segments[at : at + len(some)] = [merged]
-                self._sizes[merged] = len(content)
-                for segment in some:
-                    self._sizes.pop(segment, None)
-                await asyncio.gather(*(self._store.delete(self._path(each)) for each in some))
+                if self._is_closing:
+                    return
+                records: list[bytes] = []
+                for segment, content in zip(some, contents, strict=True):
+                    whole = None if content is None else _all_records(content, segment.name)
+                    if whole is None:
+                        # A merge of what is left would stand for all of them.
+                        _log.warning("segments_not_merged", cause=f"{segment.name} isn't whole")
+                        self._sizes[segment] = MERGED_BYTES + 1
+                        break
+                    records += whole
+                else:
+                    await self._replace(some, records)
         except NeuropilError as error:
             _log.warning("segments_not_merged", cause=error.message)
+        except Exception:  # noqa: BLE001 - a defect of the store; nothing is lost
+            _log.exception("segments_not_merged")
+
+    async def _replace(self, some: Sequence[_Segment], records: Sequence[bytes]) -> None:
+        merged = _Segment(some[0].first, some[-1].last, some[0].level + 1)
+        content = _encoded(records)
+        await self._store.put(self._path(merged), content)
+        at = self._segments.index(some[0])
+        self._segments[at : at + len(some)] = [merged]
+        self._sizes[merged] = len(content)
+        for segment in some:
+            self._sizes.pop(segment, None)
+        outcomes = await asyncio.gather(
+            *(self._store.delete(self._path(each)) for each in some), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
     def _mergeable(self) -> list[_Segment]:
         """The latest neighbours of one level, if they are enough and not too large together."""
@@ -209,9 +238,23 @@ def _encoded(records: Sequence[bytes]) -> bytes:
 
 
 def _records(content: bytes, name: str) -> Iterator[bytes]:
+    """The records up to where the segment is damaged, if it is."""
+    with suppress(_Damaged):
+        yield from _checked_records(content, name)
+
+
+def _all_records(content: bytes, name: str) -> list[bytes] | None:
+    """All records; None where the segment is damaged."""
+    try:
+        return list(_checked_records(content, name))
+    except _Damaged:
+        return None
+
+
+def _checked_records(content: bytes, name: str) -> Iterator[bytes]:
     if len(content) < _HEAD.size or content[: len(_MAGIC)] != _MAGIC:
         _log.warning("segment_is_damaged", name=name, at=0)
-        return
+        raise _Damaged
     version = content[len(_MAGIC)]
     if version > _VERSION:
         raise newer_version()
@@ -225,7 +268,7 @@ def _records(content: bytes, name: str) -> Iterator[bytes]:
                 at += _FRAME.size + length
                 continue
         _log.warning("segment_is_damaged", name=name, at=at)
-        return
+        raise _Damaged
 
 
 def newer_version() -> FailedPrecondition:

@@ -16,6 +16,7 @@ import structlog
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from services.simulation.finishing import finished
 from services.simulation.state.failures import denied, unavailable
 from services.simulation.state.store import Lease, LeaseHeld, checked_name
 from shared.errors import NeuropilError
@@ -116,16 +117,21 @@ class RemoteStateStore:
         try:
             yield lease
         finally:
-            renewing.cancel()
-            with suppress(asyncio.CancelledError):
-                await renewing
-            if not lease.lost:
-                # Who comes next would only wait for the lease to run out.
-                with suppress(NeuropilError):
-                    await self.delete(name)
+            await finished(self._released(lease, renewing, name))
 
     async def close(self) -> None:
         """Connections are closed with the process."""
+
+    async def _released(
+        self, lease: _WrittenLease, renewing: asyncio.Task[None], name: str
+    ) -> None:
+        renewing.cancel()
+        with suppress(asyncio.CancelledError):
+            await renewing
+        if not lease.lost:
+            # Who comes next would only wait for the lease to run out.
+            with suppress(NeuropilError):
+                await self.delete(name)
 
     def _path(self, name: str) -> str:
         return f"{self._url}/{checked_name(name)}"

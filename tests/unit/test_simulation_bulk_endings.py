@@ -1,0 +1,155 @@
+"""How bulk runs end: cancelled while they write and merge, or on a store with a defect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from services.simulation.bulk import segments
+from services.simulation.bulk.events import ItemProgress, ItemResult, RunSummary
+from services.simulation.bulk.run import BulkRun, BulkRunner
+from services.simulation.bulk.segments import SegmentedLog
+from services.simulation.finishing import finished
+from services.simulation.simulators.interface import SimulationCost
+from services.simulation.state.local import LocalStateStore
+
+ITEMS = 24
+STOPS_AT = 20
+
+
+@pytest.fixture(autouse=True)
+def _early_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "FANOUT", 4)
+    monkeypatch.setattr("services.simulation.bulk.journal.LEASE_PATIENCE_SECONDS", 5.0)
+
+
+class SlowMerges(LocalStateStore):
+    """Merges are written, and what they replace is deleted, when that is allowed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.merging = asyncio.Event()
+        self.allowed = asyncio.Event()
+
+    async def put(self, name: str, data: bytes) -> None:
+        if name.endswith("-1.seg"):
+            self.merging.set()
+            await self.allowed.wait()
+        await super().put(name, data)
+
+
+async def test_who_is_cancelled_twice_holds_the_run_until_its_merge_is_written(
+    tmp_path: Path,
+) -> None:
+    paid: Counter[int] = Counter()
+    gate, waiting = asyncio.Event(), asyncio.Event()
+
+    async def score(position: int) -> AsyncGenerator[ItemProgress | ItemResult, None]:
+        if position == STOPS_AT:
+            waiting.set()
+            await gate.wait()
+        paid[position] += 1
+        yield ItemResult(b"result %d" % position, SimulationCost(calls=1))
+
+    run = BulkRun("key", [bytes([n]) for n in range(ITEMS)], score, concurrency=1)
+
+    async def all_of(store: LocalStateStore) -> RunSummary:
+        events = [event async for event in BulkRunner(store).run(run)]
+        assert isinstance(events[-1], RunSummary)
+        return events[-1]
+
+    slow = SlowMerges(tmp_path)
+    first = asyncio.create_task(all_of(slow))
+    await slow.merging.wait()
+    await waiting.wait()
+    # As a client that goes, and the deadline after it.
+    for _ in range(3):
+        first.cancel()
+        await asyncio.sleep(0.01)
+    assert not first.done()
+    gate.set()
+    second = asyncio.create_task(all_of(LocalStateStore(tmp_path)))
+    await asyncio.sleep(0.01)
+    slow.allowed.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert (await second).done == ITEMS
+    third = await all_of(LocalStateStore(tmp_path))
+    assert (third.done, third.reused, third.spent.calls) == (ITEMS, ITEMS, ITEMS)
+    assert set(paid.values()) == {1}
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "other"])
+async def test_what_is_not_whole_is_not_merged(tmp_path: Path, damage: str) -> None:
+    store = LocalStateStore(tmp_path)
+    log = await SegmentedLog.open(store, "log")
+    for number in range(3):
+        await log.append(b"record %d" % number)
+    path = sorted((tmp_path / "log").iterdir())[1]
+    match damage:
+        case "gone":
+            path.unlink()
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "other":
+            path.write_bytes(b"something else")
+    for number in range(3, 9):
+        await log.append(b"record %d" % number)
+        await asyncio.sleep(0.01)
+    await log.close()
+    again = await SegmentedLog.open(store, "log")
+    records = [record async for record in again.read()]
+    assert records == [b"record %d" % number for number in range(9) if number != 1]
+    names = sorted(each.name for each in (tmp_path / "log").iterdir())
+    # Those before the damage stay as they are; those after it are merged.
+    assert "0000000001-0000000001-0.seg" in names
+    merged = [name for name in names if name.endswith("-1.seg")]
+    assert merged
+    assert all(name > "0000000003" for name in merged)
+
+
+class Broken(LocalStateStore):
+    """A store with a defect."""
+
+    async def put(self, name: str, data: bytes) -> None:
+        if name.endswith(".seg"):
+            raise AttributeError("a defect")
+        await super().put(name, data)
+
+
+async def test_a_store_with_a_defect_ends_the_run(tmp_path: Path) -> None:
+    async def score(position: int) -> AsyncGenerator[ItemProgress | ItemResult, None]:
+        yield ItemResult(b"", SimulationCost(calls=1))
+
+    run = BulkRun("key", [b"1", b"2"], score)
+    for _ in range(2):
+        with pytest.raises(AttributeError):
+            async with asyncio.timeout(20):
+                [event async for event in BulkRunner(Broken(tmp_path)).run(run)]
+
+
+async def test_finished_tells_what_came_of_it() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("wrong")
+
+    assert await finished(asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(ValueError, match="wrong"):
+        await finished(fails())
+    ended = asyncio.Event()
+
+    async def works() -> None:
+        await asyncio.sleep(0.02)
+        ended.set()
+
+    task = asyncio.create_task(finished(works()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
