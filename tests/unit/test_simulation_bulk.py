@@ -295,6 +295,26 @@ async def test_a_budget_counts_what_runs_as_far_as_it_tells(store: LocalStateSto
     assert summary.spent.calls == 100
 
 
+@pytest.mark.parametrize("free", [0, 3])
+async def test_a_budget_holds_for_the_first_items_too(store: LocalStateStore, free: int) -> None:
+    cost = SimulationCost(calls=10)
+
+    async def score(position: int) -> AsyncGenerator[ItemProgress | ItemResult, None]:
+        await asyncio.sleep(0)
+        if position < free:
+            raise NotFound("no record", reason="RECORD_NOT_FOUND")
+        yield ItemProgress(replace(cost, calls=1))
+        await asyncio.sleep(0.01)
+        yield ItemResult(b"", cost)
+
+    run = BulkRun("key", fingerprints(100), score, Budget(max_calls=10), concurrency=64)
+    _, summary = await all_of(store, run)
+    assert (summary.done, summary.failed, summary.spent.calls) == (1, free, 10)
+    assert summary.stopped_by is StoppedBy.CALLS
+    _, summary = await all_of(store, replace(run, budget=Budget(max_calls=100)))
+    assert summary.spent.calls == 100
+
+
 async def test_results_are_put_after_they_are_kept_and_once(store: LocalStateStore) -> None:
     passing = [Unavailable("a moment"), Unavailable("a moment")]
     lasting = [FailedPrecondition("not writable") for _ in range(9)]

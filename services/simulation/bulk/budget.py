@@ -16,6 +16,11 @@ class Budget:
     """Prompt tokens that were computed, and completion tokens."""
     max_calls: int = 0
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self.max_tokens or self.max_calls)
+
     def reached_by(self, calls: float, tokens: float) -> StoppedBy:
         """Which limit is reached, tokens before calls."""
         if self.max_tokens and tokens >= self.max_tokens:
@@ -30,11 +35,17 @@ def tokens_of(cost: SimulationCost) -> int:
     return cost.prompt_tokens_computed + cost.completion_tokens
 
 
+def is_paid(cost: SimulationCost) -> bool:
+    """Whether it cost anything that a budget may count."""
+    return bool(cost.calls or tokens_of(cost))
+
+
 class Spending:
     """What was spent, and what runs now will probably cost.
 
     An item that runs counts as what it has cost so far, or as the mean of those before it if that
-    is more: so a run ends over its budget by little, however many items run at once.
+    is more; as long as none before it has cost anything, it runs alone. So a run ends over its
+    budget by little, however many items run at once.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -74,7 +85,8 @@ class Spending:
         """An item has ended."""
         del self._running[position]
         self._ended += cost
-        self._items += 1
+        # What fails before it costs anything says nothing of what the others cost.
+        self._items += is_paid(cost)
 
     def is_over(self) -> StoppedBy:
         """The limit that what is spent reaches, with what runs as far as it tells."""
@@ -84,6 +96,8 @@ class Spending:
         """Whether one more item may begin now: none that runs alone is ever held back."""
         if not self._running:
             return not self._is_reached(0.0, 0.0)
+        if self._budget.is_limited and not is_paid(self._ended):
+            return False
         items = max(self._items, 1)
         mean_calls, mean_tokens = self._ended.calls / items, tokens_of(self._ended) / items
         calls = sum(max(cost.calls, mean_calls) for cost in self._running.values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from neuropil.errors import NeuropilError as ClientError
-from services.simulation.bulk.budget import Budget, Spending, tokens_of
+from services.simulation.bulk.budget import Budget, Spending, is_paid
 from services.simulation.bulk.events import (
     ItemFailure,
     ItemProgress,
@@ -237,7 +237,7 @@ class _Run:
     async def _keep(self, entry: Entry) -> None:
         """Keep the end of an item; a caller who goes meanwhile takes nothing with him."""
         try:
-            if entry.is_final or _is_paid(entry.cost):
+            if entry.is_final or is_paid(entry.cost):
                 await finished(self.journal.keep(entry))
         finally:
             self.spending.end(entry.position, entry.cost)
@@ -261,7 +261,7 @@ class _Run:
     def _failed(self, position: int, failure: ItemFailure) -> Entry:
         """Final where trying again would be paid for, and would fail again."""
         cost = self.spending.so_far(position)
-        is_final = failure.is_lasting and _is_paid(cost)
+        is_final = failure.is_lasting and is_paid(cost)
         return self._entry(position, cost, failure=failure, is_final=is_final)
 
     async def _put(self, position: int, result: bytes | None) -> PutOutcome:
@@ -331,7 +331,3 @@ class _Run:
 
 def _failure_of(error: NeuropilError | ClientError) -> ItemFailure:
     return ItemFailure(error.code, error.reason, error.message)
-
-
-def _is_paid(cost: SimulationCost) -> bool:
-    return bool(cost.calls or tokens_of(cost))
