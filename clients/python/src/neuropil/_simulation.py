@@ -61,6 +61,7 @@ class SimulationClient:
         """Simulate an explanation on sequences of tokens; with a calibration, in activation units.
 
         Raises:
+            ValueError: if a text stands where a list of tokens is needed.
             NeuropilError: INVALID_ARGUMENT, naming the field, for an empty explanation or the like.
         """
         request = v1.SimulateRequest(
@@ -85,7 +86,15 @@ class SimulationClient:
         calibration: v1.Calibration | None = None,
         calibration_id: str = "",
     ) -> list[Simulation]:
-        """Simulate many explanations on one sequence of tokens; one simulation an explanation."""
+        """Simulate many explanations on one sequence of tokens; one simulation an explanation.
+
+        Raises:
+            ValueError: if a text stands for the explanations, or for the tokens.
+            NeuropilError: as `simulate`.
+        """
+        _refuse_text(tokens, "tokens")
+        if isinstance(explanations, str):
+            raise ValueError("explanations is one text; a list of explanations is needed")
         request = v1.SimulateExplanationsRequest(
             simulator=simulator,
             explanations=explanations,
@@ -299,7 +308,7 @@ class SimulationClient:
         it.
 
         Raises:
-            ValueError: if there is no such kind.
+            ValueError: if there is no such kind, or a text stands where a list of tokens is needed.
             NeuropilError: INVALID_ARGUMENT where lengths differ or a value is not finite.
         """
         request = v1.FitCalibrationRequest(
@@ -348,7 +357,18 @@ class SimulationClient:
 
 
 def _columns(sequences: Sequence[Sequence[str]]) -> common.TokenSequences:
+    _refuse_text(sequences, "sequences")
+    for position, sequence in enumerate(sequences):
+        _refuse_text(sequence, f"sequences[{position}]")
     return common.TokenSequences(
         tokens=[token for sequence in sequences for token in sequence],
         sequence_lengths=[len(sequence) for sequence in sequences],
     )
+
+
+def _refuse_text(tokens: object, name: str) -> None:
+    """ValueError for a text, whose letters would be taken for tokens."""
+    if isinstance(tokens, str):
+        raise ValueError(
+            f"{name} is a text; a list of tokens is needed, as client.scalars.tokenize makes it"
+        )
