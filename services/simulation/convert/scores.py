@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from neuropil.simulation import v1
-from services.simulation.scores.simulation_scores import Score, ScoreTriple, UndefinedReason
+from services.simulation.scores.simulation_scores import (
+    Score,
+    ScoreTable,
+    ScoreTriple,
+    UndefinedReason,
+)
 
 _REASONS = {
     UndefinedReason.UNDEFINED_EMPTY: v1.UNDEFINED_REASON_EMPTY,
@@ -40,4 +45,12 @@ def scores_message(scores: ScoreTriple) -> v1.Scores:
         ev_correlation=score_message(scores.correlation),
         r_squared=score_message(scores.rsquared),
         absolute_deviation_explained=score_message(scores.absolute_dev_explained),
+    )
+
+
+def score_table_message(table: ScoreTable) -> v1.ScoreSimulationsResponse:
+    """The scores of each sequence, and of all together."""
+    return v1.ScoreSimulationsResponse(
+        sequence_scores=[scores_message(table[position]) for position in range(len(table))],
+        scores=scores_message(table.overall),
     )
