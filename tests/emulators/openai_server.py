@@ -23,6 +23,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
+from tests.emulators.refusal import Refused
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -55,14 +57,6 @@ _BODIES = {
     "empty": b"",
 }
 """Of answers 200 that can't be read."""
-
-
-class Refused(Exception):
-    """An answer with a status and a message."""
-
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
 
 
 class Answers(Protocol):
@@ -270,7 +264,7 @@ def main() -> None:
         chat_logprobs=0 if options.no_chat_logprobs else 20,
     )
     with server:
-        print(f"serving {options.model} at {server.base_url}; Ctrl-C ends it")
+        print(f"serving {options.model} at {server.base_url}; Ctrl-C ends it", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

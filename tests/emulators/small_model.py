@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from tests.emulators.openai_server import Abilities, Refused
+from tests.emulators.openai_server import Abilities
+from tests.emulators.refusal import Refused
 
 _BLOCK = 16
 """Tokens that a server reuses together."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tests.emulators.openai_server import Abilities, Refused
+from tests.emulators.openai_server import Abilities
+from tests.emulators.refusal import Refused
 
 _TOKEN = re.compile(r"\s|[^\W\d_]+|\d|[^\w\s]|_")
 """Digits are tokens of their own, so "10" is two."""
