@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import get_ident
+from typing import Any
 
 import numpy as np
 import pytest
 
+from services.simulation.explaining import language_model
 from services.simulation.explaining.answers import NoExplanation, explanation_of
 from services.simulation.explaining.evidence import TokenEvidence, TokenPairEvidence
 from services.simulation.explaining.interface import ProposalOptions
@@ -16,6 +19,7 @@ from services.simulation.explaining.language_model import (
 )
 from services.simulation.language_models.interface import Generation
 from services.simulation.language_models.local.language_model import LocalLanguageModel
+from services.simulation.normalized_activations import normalize_activations
 from services.simulation.prompts.explaining import ShownSequence, tokens_prompt
 from services.simulation.prompts.token_pairs import PairMarks
 from services.simulation.scoring.labeled_sequences import LabeledSequences
@@ -23,6 +27,7 @@ from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.simulators.causal_lm import CausalLmSimulator
 from services.simulation.simulators.embedding import EmbeddingSimulator
 from shared.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from shared.formats.token_pairs import TokenPair, coordinates, flat_index
 from tests.unit.planted_chat import PlantedAnswers, chat_simulator
 from tests.unit.small_language_models import configurations, save
 
@@ -155,7 +160,8 @@ async def test_heads_are_shown_by_marked_pairs() -> None:
     asked = answers.asked[-1]["messages"][-1]["content"]
     # The pair that isn't finite takes no part.
     assert "a[[** b**]] c\\n\t10\na b[[** c\\n**]]\t5\n[[**a**]] b c\\n\t2\nExplanation:\n" in asked
-    assert strongest_pairs(PAIRS.take([0]), PairMarks())[0].strength == 10
+    # The sequence without activity isn't shown, and doesn't count.
+    assert found.explanations[0].provenance.sequences_shown == 1
     # Where the text has such signs itself, others mark the pairs, in the examples too.
     signs = LabeledTokenPairs((("x[[", "**", "]]"),), (np.asarray([0.0, 4.0, 0, 0, 0, 0]),), (3,))
     async with chat_simulator(answers) as (simulator, _):
@@ -165,6 +171,61 @@ async def test_heads_are_shown_by_marked_pairs() -> None:
     assert "@@x[[@@{{**}}]]\t10\n" in asked
     assert not any("[[" in text or "**" in text for text in shared)
     assert "{{it}}" in shared[1]
+
+
+def test_pairs_that_are_far_apart_are_shown_by_their_ends() -> None:
+    length, cap = 1000, 700
+    tokens = tuple(f" w{place}" for place in range(length))
+    values = np.zeros(len(coordinates(length, cap)[0]))
+    for strength, attending, attended in ((5.0, 999, 0), (4.0, 990, 699), (3.0, 20, 19)):
+        values[flat_index(TokenPair(attending, attended), length, cap)] = strength
+    values[-1] = np.inf
+    head = LabeledTokenPairs((tokens, ()), (values, np.zeros(0)), (cap, 0))
+    passages, sequences = strongest_pairs(head, PairMarks())
+    assert sequences == 1
+    assert [passage.strength for passage in passages] == [10, 8, 6]
+    near = "".join(f" w{place}" for place in range(1, 9))
+    far = "".join(f" w{place}" for place in range(983, 999))
+    assert passages[0].text == f"** w0**{near} ...{far}[[ w999]]"
+    assert "** w699** w700" in passages[1].text
+    assert " w707 ... w974" in passages[1].text
+    assert "[[ w990]] w991" in passages[1].text
+    near = "".join(f" w{place}" for place in range(3, 19))
+    after = "".join(f" w{place}" for place in range(21, 29))
+    assert passages[2].text == f"{near}** w19**[[ w20]]{after}"
+
+
+def test_the_strongest_pairs_come_first_and_of_equal_ones_the_first() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        values = generator.integers(-1, 4, 10).astype(np.float64)
+        values[generator.integers(10)] = np.nan
+        strength = np.where(np.isfinite(values), values, -np.inf)
+        order = np.argsort(-strength, kind="stable")[:3]
+        pairs = LabeledTokenPairs((tuple("abcd"),), (values,), (4,))
+        attending, attended = (each[order] for each in coordinates(4, 4))
+        expected = [
+            PairMarks().around("abcd", source, target)
+            for source, target, index in zip(attending, attended, order, strict=True)
+            if strength[index] > 0
+        ]
+        assert [passage.text for passage in strongest_pairs(pairs, PairMarks())[0]] == expected
+
+
+async def test_other_calls_go_on_while_a_prompt_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = PlantedAnswers()
+    threads = []
+
+    def normalized(*given: Any) -> Any:
+        threads.append(get_ident())
+        return normalize_activations(*given)
+
+    monkeypatch.setattr(language_model, "normalize_activations", normalized)
+    async with chat_simulator(answers) as (simulator, _):
+        explainer = LanguageModelExplainer("llm", simulator)
+        await explainer.propose(TokenPairEvidence(PAIRS, LabeledTokenPairs()), ProposalOptions())
+    assert threads
+    assert get_ident() not in threads
 
 
 def test_text_cannot_pass_for_another_line() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -41,6 +43,7 @@ from services.simulation.prompts.token_pairs import PairMarks
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.simulators.interface import SimulationCost, Simulator
 from shared.errors import FailedPrecondition
+from shared.formats.token_pairs import row_starts
 
 TOKENS_PROMPT, TOKEN_PAIRS_PROMPT = "explain_tokens-1", "explain_token_pairs-1"
 
@@ -49,6 +52,11 @@ _MOST_SEQUENCES = 5
 _MOST_TOKENS = 64
 """Of a sequence, around its peak."""
 _PAIRS_A_SEQUENCE = 3
+_LONGEST_PASSAGE = 256
+"""Tokens of a pair's passage; of a longer one what lies between its tokens is left out."""
+_BEFORE, _AFTER = _MOST_TOKENS // 4, _MOST_TOKENS // 8
+"""Tokens shown around each token of a pair."""
+_LEFT_OUT = " ..."
 _MAX_ANSWER_TOKENS = 80
 _AT_ONCE = 4
 _SEEDS = 2**63
@@ -99,9 +107,8 @@ class LanguageModelExplainer:
                 f"{self._simulator.name!r} asks none",
                 reason="NO_LANGUAGE_MODEL",
             )
-        shown = limited(evidence, options.max_sequences or _MOST_SEQUENCES)
-        require_activity(shown)
-        prompt, version = _prompt(shown)
+        # Not in the event loop: records of heads have millions of token pairs.
+        asked = await asyncio.to_thread(_question, evidence, options.max_sequences)
         temperature = options.temperature
         if temperature is None:
             temperature = 1.0 if options.count > 1 else 0.0
@@ -112,7 +119,7 @@ class LanguageModelExplainer:
                 max_tokens=_MAX_ANSWER_TOKENS, temperature=temperature, seed=seed, stop=("\n\n",)
             )
             # Asked for together, they share the computation of the prompt, and of each token.
-            answers = await language_model.generate([prompt] * count, drawing)
+            answers = await language_model.generate([asked.prompt] * count, drawing)
             for number, answer in enumerate(answers):
                 found.add(seed + number, answer)
         ranked = found.ranked()
@@ -129,10 +136,10 @@ class LanguageModelExplainer:
                         explainer=self.name,
                         explainer_kind=self.kind,
                         model=language_model.version,
-                        prompt_version=version,
+                        prompt_version=asked.version,
                         seed=seed,
                         temperature=temperature,
-                        sequences_shown=len(shown.train) + len(shown.others),
+                        sequences_shown=asked.sequences,
                     ),
                 )
                 for text, seed in ranked[: options.count]
@@ -194,14 +201,25 @@ class _Answers:
         return ", ".join(f"{reason} ({count})" for reason, count in sorted(counts.items()))
 
 
-def _prompt(evidence: Evidence) -> tuple[Prompt, str]:
-    """The prompt, and its version."""
+@dataclass(frozen=True, slots=True)
+class _Question:
+    prompt: Prompt
+    version: str
+    sequences: int
+    """How many the prompt shows something of."""
+
+
+def _question(evidence: Evidence, max_sequences: int) -> _Question:
+    evidence = limited(evidence, max_sequences or _MOST_SEQUENCES)
+    require_activity(evidence)
     if isinstance(evidence, TokenPairEvidence):
         pairs = evidence.train + evidence.others
         marks = PairMarks.absent_from("\n".join("".join(tokens) for tokens in pairs.tokens))
-        return (
-            token_pairs_prompt(TOKEN_PAIRS_PROMPT, strongest_pairs(pairs, marks), marks),
+        passages, count = strongest_pairs(pairs, marks)
+        return _Question(
+            token_pairs_prompt(TOKEN_PAIRS_PROMPT, passages, marks),
             library.provenance(TOKEN_PAIRS_PROMPT),
+            count,
         )
     sequences = evidence.train + evidence.others
     largest = _largest(sequences.activations)
@@ -211,32 +229,58 @@ def _prompt(evidence: Evidence) -> tuple[Prompt, str]:
         if len(tokens)
         for around in [_around_peak(values)]
     ]
-    return tokens_prompt(TOKENS_PROMPT, shown), library.provenance(TOKENS_PROMPT)
+    return _Question(
+        tokens_prompt(TOKENS_PROMPT, shown), library.provenance(TOKENS_PROMPT), len(shown)
+    )
 
 
-def strongest_pairs(pairs: LabeledTokenPairs, marks: PairMarks) -> list[ShownPair]:
-    """The strongest pairs of each sequence as marked passages, strongest first."""
+def strongest_pairs(pairs: LabeledTokenPairs, marks: PairMarks) -> tuple[list[ShownPair], int]:
+    """The strongest pairs of each sequence as marked passages, and of how many sequences.
+
+    Passages come strongest first.
+    """
     largest = _largest(pairs.activations)
     found: list[tuple[float, str]] = []
+    sequences = 0
     for position, (tokens, values) in enumerate(zip(pairs.tokens, pairs.activations, strict=True)):
-        attending, attended = pairs.coordinates(position)
-        strength = np.where(np.isfinite(values), values, -np.inf)
-        for index in np.argsort(-strength, kind="stable")[:_PAIRS_A_SEQUENCE].tolist():
-            if not strength[index] > 0:
-                break
-            source, target = int(attending[index]), int(attended[index])
-            # Both tokens, and some text around them.
-            first = max(0, min(source, target) - _MOST_TOKENS // 4)
-            last = max(source, target) + _MOST_TOKENS // 8
-            if last - first > 4 * _MOST_TOKENS:
-                continue
-            text = marks.around(tokens[first : last + 1], source - first, target - first)
-            found.append((float(strength[index]), text))
+        starts = row_starts(len(tokens), pairs.caps[position])
+        strongest = _strongest(values)
+        sequences += bool(strongest)
+        for index in strongest:
+            source = int(np.searchsorted(starts, index, side="right")) - 1
+            text = _passage(tokens, source, index - int(starts[source]), marks)
+            found.append((float(values[index]), text))
     found.sort(key=lambda pair: -pair[0])
     strengths = normalize_activations([strength for strength, _ in found], largest)
     return [
         ShownPair(text, value) for (_, text), value in zip(found, strengths.tolist(), strict=True)
-    ]
+    ], sequences
+
+
+def _strongest(values: NDArray[np.float64]) -> list[int]:
+    """Where the largest finite values above 0 are, in descending order, the first of equal ones."""
+    strength = np.where(np.isfinite(values) & (values > 0), values, 0.0)
+    most = min(_PAIRS_A_SEQUENCE, int(np.count_nonzero(strength)))
+    if not most:
+        return []
+    least = np.partition(strength, -most)[-most]
+    above = np.flatnonzero(strength > least)
+    equal = np.flatnonzero(strength == least)[: most - len(above)]
+    ordered = above[np.argsort(-strength[above], kind="stable")]
+    return [*ordered.tolist(), *equal.tolist()]
+
+
+def _passage(tokens: Sequence[str], attending: int, attended: int, marks: PairMarks) -> str:
+    """Both tokens, and some text around each."""
+    first = max(0, attended - _BEFORE)
+    last = attending + _AFTER
+    shown = list(tokens[first : last + 1])
+    source, target = attending - first, attended - first
+    if last - first > _LONGEST_PASSAGE:
+        near, far = target + _AFTER + 1, source - _BEFORE
+        shown[near:far] = [_LEFT_OUT]
+        source += near + 1 - far
+    return marks.around(shown, source, target)
 
 
 def _around_peak(values: NDArray[np.float64]) -> slice:
