@@ -193,8 +193,21 @@ def test_what_was_proposed_is_kept_for_the_same_command(score: Score, tmp_path: 
     assert [row[0] for row in rows[1:]] == ["mlp_post_act 1:0", "mlp_post_act 1:1"]
     assert all(row[1] for row in rows[1:])
     (kept,) = out.glob("proposed-*.jsonl")
+    lines = [line for line in kept.read_text(encoding="utf-8").split("\n") if line]
+    first = json.loads(lines[0])
+    (explained,) = first["explanations"]
+    assert explained["provenance"]["explainer"] == "context"
+    # A sign that ends lines elsewhere, and fewer components: nothing is asked for again.
+    explained["text"] = "one line\u2028and another"
+    kept.write_text(json.dumps(first, ensure_ascii=False), encoding="utf-8")
+    before = kept.read_bytes()
+    code, _, told = score.run(*usual[:5], "1", *usual[6:])
+    assert code == 0, told
+    (only,) = json.loads((out / "scores.json").read_text(encoding="utf-8"))["scores"]
+    assert (only["explanation"], only["status"]) == (explained["text"], "scored")
+    assert kept.read_bytes() == before
     # As a crash leaves it.
-    kept.write_text(kept.read_text()[:-20])
+    kept.write_text(f"{lines[0]}\n{lines[1][:-20]}", encoding="utf-8")
     code, again, told = score.run(*usual)
     assert code == 0, told
     assert [row[6] for row in again[1:]] == ["reused", "reused"]

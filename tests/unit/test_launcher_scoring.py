@@ -11,7 +11,7 @@ import pytest
 import neuropil
 from neuropil.simulation import v1
 from services.launcher.cli import run
-from services.launcher.scoring.bulk_run import key_of
+from services.launcher.scoring.bulk_run import HowToScore, key_of, requests_of
 from services.launcher.scoring.explained import Defaults, Explained, read_file
 from services.launcher.scoring.files import write_files
 from services.launcher.scoring.outcomes import FAILED, LEFT, REUSED, SCORED, Outcome, Outcomes
@@ -50,6 +50,23 @@ EXPECTED = [
 def test_a_file_of_each_kind(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_file(tmp_path / name, DEFAULTS) == EXPECTED
+
+
+def test_lines_end_only_where_json_lets_them(tmp_path: Path) -> None:
+    text = "a\u2028b\u2029c\u0085d"
+    row = {"layer": 0, "component": 3, "explanation": text}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert [each.explanation for each in read_file(path, DEFAULTS)] == [text]
+
+
+def test_a_request_says_whose_the_explanation_is() -> None:
+    provenance = v1.ExplanationProvenance(explainer="context", seed=3)
+    explained = [Explained("mlp_post_act", 0, 3, "demo", "names", provenance), EXPECTED[1]]
+    with neuropil.connect(simulation="127.0.0.1:1") as client:
+        proposed, given = requests_of(client, explained, HowToScore())
+    assert proposed.explanation_provenance == provenance
+    assert not given.HasField("explanation_provenance")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def requests_of(
                 calibration=how.calibration,
                 max_sequences=how.max_sequences,
                 seed=how.seed,
+                explanation_provenance=each.provenance,
             )
             for each in explained
         ]

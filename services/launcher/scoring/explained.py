@@ -6,20 +6,28 @@ import csv
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from google.protobuf import json_format
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 import neuropil
 from neuropil.names import DERIVED_SCALAR_TYPES
+from neuropil.simulation import v1
 from shared.errors import ConfigurationError
 
 COLUMNS = ("derived_scalar_type", "layer", "component", "dataset", "explanation")
+LOADING_SECONDS = 600.0
+"""How long a model that explains is waited for."""
+
+_PAUSE_SECONDS = 0.2
 _SUFFIXES = ".yaml, .yml, .json, .jsonl or .csv"
+_Proposal = tuple[str, v1.ExplanationProvenance]
 
 
 def _no_bool(value: object) -> object:
@@ -51,6 +59,8 @@ class Explained:
     dataset: str
     """Of records."""
     explanation: str
+    provenance: v1.ExplanationProvenance | None = field(default=None, compare=False)
+    """Of one that was proposed."""
 
     @property
     def name(self) -> str:
@@ -137,7 +147,7 @@ def proposed(
     """Explanations that an explainer proposes, and a sentence for each component without any.
 
     Each component's are kept in a folder as soon as they are there: who begins again asks the
-    explainer for none of them twice.
+    same explainer, with the same model and prompt, for none of them twice.
 
     Raises:
         neuropil.NeuropilError: if the explainer or the records can't be asked.
@@ -146,19 +156,19 @@ def proposed(
     components = list(_components(client, selection))
     if selection.limit:
         components = components[: selection.limit]
-    identity = json.dumps([vars(selection), vars(how)], sort_keys=True)
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    scalar = selection.derived_scalar_type
+    identity = [selection.dataset, scalar, *_explainer(client, how.explainer), how.count, how.seed]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = kept / f"proposed-{name}.jsonl"
     known = _kept(path)
     failures: list[str] = []
     found: list[Explained] = []
-    scalar = selection.derived_scalar_type
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         for done, (layer, index) in enumerate(components):
             tell(done, len(components))
-            texts = known.get((layer, index))
-            if texts is None:
+            ours = known.get((layer, index))
+            if ours is None:
                 try:
                     proposals = client.simulation.propose(
                         scalar,
@@ -174,25 +184,57 @@ def proposed(
                         raise
                     failures.append(f"{scalar} {layer}:{index}: {error.message}")
                     continue
-                texts = [each.explanation for each in proposals.explanations]
-                line = {"layer": layer, "component": index, "explanations": texts}
+                ours = [(each.explanation, each.provenance) for each in proposals.explanations]
                 # A line that a crash cut off must not take the next one with it.
-                file.write(f"\n{json.dumps(line, ensure_ascii=False)}\n")
+                file.write(f"\n{_line(layer, index, ours)}\n")
                 file.flush()
-            found += [Explained(scalar, layer, index, selection.dataset, text) for text in texts]
+            found += [
+                Explained(scalar, layer, index, selection.dataset, text, provenance)
+                for text, provenance in ours
+            ]
     tell(len(components), len(components))
     return found, failures
 
 
-def _kept(path: Path) -> dict[tuple[int, int], list[str]]:
-    known: dict[tuple[int, int], list[str]] = {}
+def _explainer(client: neuropil.Client, name: str) -> tuple[str, str, str]:
+    """Name, model and prompt version of an explainer; an empty name is the default one's."""
+    end = time.monotonic() + LOADING_SECONDS
+    while True:
+        listed = client.simulation.explainers()
+        found = [each for each in listed if (each.name == name if name else each.is_default)]
+        if not found:
+            # Asking for a proposal says what is wrong.
+            return name, "", ""
+        if found[0].state != "loading" or time.monotonic() > end:
+            return found[0].name, found[0].model, found[0].prompt_version
+        # Which weights a model has is known once it is there.
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _line(layer: int, index: int, ours: list[_Proposal]) -> str:
+    explanations = [
+        {"text": text, "provenance": json_format.MessageToDict(provenance)}
+        for text, provenance in ours
+    ]
+    row = {"layer": layer, "component": index, "explanations": explanations}
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _kept(path: Path) -> dict[tuple[int, int], list[_Proposal]]:
+    known: dict[tuple[int, int], list[_Proposal]] = {}
     if not path.exists():
         return known
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
-            known[row["layer"], row["component"]] = [str(text) for text in row["explanations"]]
-        except (ValueError, KeyError, TypeError):
+            known[row["layer"], row["component"]] = [
+                (
+                    str(each["text"]),
+                    json_format.ParseDict(each["provenance"], v1.ExplanationProvenance()),
+                )
+                for each in row["explanations"]
+            ]
+        except (ValueError, KeyError, TypeError, json_format.ParseError):
             # Cut off by a crash: that component is asked for again.
             continue
     return known
@@ -210,7 +252,8 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".jsonl":
-            for number, line in enumerate(text.splitlines(), 1):
+            # Not `splitlines`: JSON allows other line separators inside strings.
+            for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
                     yield f"line {number}", json.loads(line)
         elif suffix == ".csv":
