@@ -68,6 +68,28 @@ async def test_chat(served: OpenAiServer) -> None:
     await simulator.close()
 
 
+async def test_no_answer_is_longer_than_models_write(served: OpenAiServer) -> None:
+    simulator = chat(served)
+    result = await simulate(simulator, ["a"] * 330)
+    assert len(result.probabilities) == 330
+    asked = [body for body in served.traffic.bodies if EXPLANATION in str(body)]
+    limits = [body["max_tokens"] for body in asked]
+    assert max(limits) <= 4096
+    schemas = [body["response_format"]["json_schema"]["schema"] for body in asked]
+    assert {schema["properties"]["activations"]["minItems"] for schema in schemas} >= {110}
+    await simulator.close()
+
+
+async def test_explanations_are_asked_for_in_order(served: OpenAiServer) -> None:
+    simulator = chat(served)
+    explanations = ["first of three", "second of three", "third of three"]
+    found = simulator.simulate_explanations(explanations, TOKENS[:2])
+    assert [len(result.tokens) async for result in found] == [2, 2, 2]
+    for explanation in explanations:
+        assert sum(explanation in str(body) for body in served.traffic.bodies) == 1
+    await simulator.close()
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

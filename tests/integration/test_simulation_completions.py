@@ -172,6 +172,48 @@ async def test_long_sequences_are_cut_into_windows(served: OpenAiServer) -> None
     await simulator.close()
 
 
+async def test_a_sequence_is_the_same_among_others(served: OpenAiServer) -> None:
+    simulator = completions(served)
+    fits, longer = TOKENS[:8] * 2, [TOKENS * 4, TOKENS[4:] * 4]
+    (alone,) = await simulate(simulator, fits)
+    assert alone.cost.calls == 1
+    first = await simulate(simulator, *longer, fits)
+    second = await simulate(simulator, *longer[::-1], fits)
+    for result, again in zip([*first[:2], alone], [second[1], second[0], first[2]], strict=True):
+        assert not result.issues
+        assert result.probabilities == pytest.approx(again.probabilities, abs=1e-5)
+    await simulator.close()
+
+
+async def test_one_at_a_time_the_windows_are_settled_by_the_last_token(
+    served: OpenAiServer,
+) -> None:
+    simulator = completions(served, method="one_at_a_time")
+    await simulate(simulator, ["a"])
+    before = served.traffic.requests
+    served.delay = 0.02
+    (result,) = await simulate(simulator, TOKENS * 8)
+    assert not result.issues
+    # No other token is refused and asked for again.
+    refused = served.traffic.requests - before - len(TOKENS * 8)
+    assert 1 <= refused <= 3
+    await simulator.close()
+
+
+async def test_explanations_are_asked_for_at_the_same_time(served: OpenAiServer) -> None:
+    simulator = completions(served, max_concurrent=3)
+    explanations = [f"words about {what}" for what in ("god", "cats", "rivers", "numbers")]
+    alone = [(await simulate(simulator, TOKENS, explanation=each))[0] for each in explanations]
+    served.traffic.most_running = 0
+    served.delay = 0.05
+    found = simulator.simulate_explanations(explanations, TOKENS)
+    results = [result async for result in found]
+    assert 1 < served.traffic.most_running <= 3
+    for result, own in zip(results, alone, strict=True):
+        assert result.probabilities == pytest.approx(own.probabilities, abs=1e-5)
+    await simulator.close()
+
+
 async def test_odd_tokens(served: OpenAiServer) -> None:
     odd = ["", "\t", "\n", "a\tb", "a\nb", "\x00", "<|endoftext|>", "🙂", "\ufffd", " ", "?"]
     simulator = completions(served)
@@ -181,6 +223,19 @@ async def test_odd_tokens(served: OpenAiServer) -> None:
     assert list(result.tokens) == odd
     # Never as the command that it reads as.
     assert not any("<|endoftext|>" in str(body) for body in served.traffic.bodies)
+    await simulator.close()
+
+
+@pytest.mark.parametrize("method", ["all_at_once", "one_at_a_time"])
+async def test_nothing_that_is_sent_reads_as_a_command(served: OpenAiServer, method: str) -> None:
+    simulator = completions(served, method=method)
+    commands = ("<|endoftext|>", "<s>", "<｜end▁of▁sentence｜>", "<tool_call>", "[TOOL_CALLS]")
+    tokens = ["<|endof", "text|>", "<", "s>", *commands[2:]]
+    (result,) = await simulate(simulator, tokens, explanation="the token '<|endoftext|>'")
+    assert list(result.tokens) == tokens
+    bodies = [str(body) for body in served.traffic.bodies]
+    assert any("the token '< |endoftext|>'" in body for body in bodies)
+    assert [each for each in commands if any(each in body for body in bodies)] == []
     await simulator.close()
 
 

@@ -5,9 +5,10 @@ Its distributions are made from one number a token, so they say nothing about ho
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
+from math import ceil
 from typing import ClassVar
 
 from services.simulation.language_models.interface import GenerationOptions
@@ -16,15 +17,21 @@ from services.simulation.language_models.remote.model import RemoteLanguageModel
 from services.simulation.language_models.remote.ordered import in_order
 from services.simulation.parsing.structured_answers import read_structured_answer
 from services.simulation.prompts.simulation import PROMPTS, ChatPrompt, simulation_prompt
-from services.simulation.simulators.interface import OneByOne, SimulatedSequence, check_request
-from services.simulation.simulators.server_windows import Windows, simulate_in_windows
+from services.simulation.simulators.interface import (
+    SimulatedSequence,
+    check_explanations,
+    check_request,
+)
+from services.simulation.simulators.server_windows import simulate_in_windows
 
 _ANSWER_TOKENS = 64
 _ANSWER_TOKENS_PER_TOKEN = 24
 """An item is about 15 tokens, and one of odd signs more; what isn't needed isn't paid."""
+_MOST_TOKENS = 160
+"""Of a window: an answer of 4,096 tokens at most, which about every model writes."""
 
 
-class ChatSimulator(OneByOne):
+class ChatSimulator:
     """Asks a chat model for a whole number from 0 to 10 a token."""
 
     kind: ClassVar[str] = "chat"
@@ -68,18 +75,34 @@ class ChatSimulator(OneByOne):
         """One result a sequence, in order; see `Simulator.simulate`."""
         check_request(explanation, sequences)
         await self.language_model.found()
-        windows = Windows()
-        calls = [partial(self._sequence, windows, explanation, tokens) for tokens in sequences]
-        async with aclosing(in_order(calls, self.language_model.server.max_concurrent)) as results:
+        calls = [partial(self._sequence, explanation, tokens) for tokens in sequences]
+        async with aclosing(self._in_order(calls)) as results:
             async for result in results:
                 yield result
 
-    async def _sequence(
-        self, windows: Windows, explanation: str, tokens: Sequence[str]
-    ) -> SimulatedSequence:
+    async def simulate_explanations(
+        self, explanations: Sequence[str], tokens: Sequence[str]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        """As `Simulator.simulate_explanations`; several requests are under way at a time."""
+        check_explanations(explanations, tokens)
+        await self.language_model.found()
+        calls = [partial(self._sequence, explanation, tokens) for explanation in explanations]
+        async with aclosing(self._in_order(calls)) as results:
+            async for result in results:
+                yield result
+
+    def _in_order(
+        self, calls: Sequence[Callable[[], Awaitable[SimulatedSequence]]]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        return in_order(calls, self.language_model.server.max_concurrent)
+
+    async def _sequence(self, explanation: str, tokens: Sequence[str]) -> SimulatedSequence:
         # As the model reads them, and so as it has to repeat them.
         texts = [without_commands(token) for token in tokens]
-        whole = await simulate_in_windows(texts, windows, partial(self._window, explanation))
+        windows = ceil(len(texts) / _MOST_TOKENS)
+        whole = await simulate_in_windows(
+            texts, partial(self._window, explanation), ceil(len(texts) / windows)
+        )
         return SimulatedSequence(tokens, whole.probabilities, whole.issues, whole.cost)
 
     async def _window(self, explanation: str, tokens: Sequence[str]) -> SimulatedSequence:

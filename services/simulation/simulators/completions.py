@@ -7,7 +7,7 @@ of a whole sequence. Where it tells those of the next token alone, each token ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -40,18 +40,20 @@ from services.simulation.prompts.simulation import (
 )
 from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.interface import (
-    OneByOne,
     SimulatedSequence,
     SimulationCost,
     TokenIssue,
     TokenOutcome,
+    check_explanations,
     check_request,
 )
 from services.simulation.simulators.server_windows import (
-    TOO_LONG,
-    Windows,
+    Simulate,
     joined,
+    require_too_long,
+    room,
     simulate_in_windows,
+    too_long,
     without_values,
 )
 from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted
@@ -76,7 +78,7 @@ class Plan:
     """Whether a "1" may be the beginning of a 10."""
 
 
-class CompletionsSimulator(OneByOne):
+class CompletionsSimulator:
     """Asks an OpenAI-compatible server for log probabilities where the numbers stand."""
 
     kind: ClassVar[str] = "completions"
@@ -152,8 +154,25 @@ class CompletionsSimulator(OneByOne):
         """One result a sequence, in order; see `Simulator.simulate`."""
         check_request(explanation, sequences)
         plan = await self._planned()
-        windows = Windows()
-        calls = [partial(self._sequence, plan, windows, explanation, s) for s in sequences]
+        calls = [partial(self._sequence, plan, explanation, tokens) for tokens in sequences]
+        async with aclosing(self._in_order(calls)) as results:
+            async for result in results:
+                yield result
+
+    async def simulate_explanations(
+        self, explanations: Sequence[str], tokens: Sequence[str]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
+        """As `Simulator.simulate_explanations`; several requests are under way at a time."""
+        check_explanations(explanations, tokens)
+        plan = await self._planned()
+        calls = [partial(self._sequence, plan, explanation, tokens) for explanation in explanations]
+        async with aclosing(self._in_order(calls)) as results:
+            async for result in results:
+                yield result
+
+    async def _in_order(
+        self, calls: Sequence[Callable[[], Awaitable[SimulatedSequence]]]
+    ) -> AsyncGenerator[SimulatedSequence, None]:
         ahead = self.language_model.server.max_concurrent
         try:
             async with aclosing(in_order(calls, ahead)) as results:
@@ -215,20 +234,15 @@ class CompletionsSimulator(OneByOne):
         raise AssertionError("the last prompt is taken or raises")
 
     async def _sequence(
-        self, plan: Plan, windows: Windows, explanation: str, tokens: Sequence[str]
+        self, plan: Plan, explanation: str, tokens: Sequence[str]
     ) -> SimulatedSequence:
+        explanation = without_commands(explanation)
         texts = [without_commands(token) for token in tokens]
         if plan.way is not None and isinstance(plan.prompt, AllAtOncePrompt):
             simulate = partial(self._all_at_once, plan, plan.prompt, plan.way, explanation)
-            whole = await simulate_in_windows(texts, windows, simulate)
+            whole = await simulate_in_windows(texts, simulate)
         else:
-            calls = [
-                partial(self._one_token, plan, windows, explanation, texts, position)
-                for position in range(len(texts))
-            ]
-            ahead = self.language_model.server.max_concurrent
-            async with aclosing(in_order(calls, ahead)) as results:
-                whole = joined(texts, [result async for result in results])
+            whole = await self._one_at_a_time(plan, explanation, texts)
         return SimulatedSequence(tokens, whole.probabilities, whole.issues, whole.cost)
 
     async def _all_at_once(
@@ -252,33 +266,47 @@ class CompletionsSimulator(OneByOne):
         result = SimulatedSequence(tokens, probabilities, issues, cost)
         if not plan.splits_ten:
             return result
-        prefixes = [whole.text[:value] for value in whole.values]
-        return await self._with_tens(plan, result, prefixes)
+        return await self._with_tens(plan, result, whole.text, whole.values)
 
-    async def _one_token(
-        self,
-        plan: Plan,
-        windows: Windows,
-        explanation: str,
-        tokens: Sequence[str],
-        position: int,
+    async def _one_at_a_time(
+        self, plan: Plan, explanation: str, tokens: Sequence[str]
     ) -> SimulatedSequence:
-        token = tokens[position : position + 1]
-        while True:
-            first = 0 if windows.longest is None else max(0, position + 1 - windows.longest)
-            context = tokens[first : position + 1]
-            whole = plan.prompt.text(explanation, context)
-            prompt = whole.text[: whole.values[-1]]
-            try:
-                top, cost = await self.language_model.completions.next_token(prompt, plan.logprobs)
-            except UnreadableAnswer as error:
-                return without_values(token, TokenOutcome.MALFORMED, error.message)
-            except ResourceExhausted as error:
-                if windows.halve(error, len(context)):
-                    continue
-                return without_values(token, TokenOutcome.MISSING, TOO_LONG)
-            windows.fit()
-            break
+        """A request a token.
+
+        The last token that fits with any context is asked first: how many tokens the others see at
+        most is settled before they are asked at the same time, and so doesn't depend on timing.
+        """
+        simulate = partial(self._last_token, plan, explanation)
+        parts: list[SimulatedSequence] = []
+        longest, fits, end = len(tokens), False, len(tokens)
+        while end > 0 and not fits:
+            part, seen = await _last_of(tokens[:end], simulate, room_known=bool(parts))
+            parts.insert(0, part)
+            fits = seen > 0
+            if fits and seen < end:
+                longest = seen
+            end -= 1
+        calls = [
+            partial(_last_of, tokens[max(0, stop - longest) : stop], simulate, room_known=True)
+            for stop in range(1, end + 1)
+        ]
+        ahead = self.language_model.server.max_concurrent
+        async with aclosing(in_order(calls, ahead)) as results:
+            earlier = [part async for part, _ in results]
+        return joined(tokens, earlier + parts)
+
+    async def _last_token(
+        self, plan: Plan, explanation: str, context: Sequence[str]
+    ) -> SimulatedSequence:
+        """The last token of `context`, by one request."""
+        token = context[-1:]
+        whole = plan.prompt.text(explanation, context)
+        # Tokens stand side by side here: two of them may read as a command.
+        prompt = without_commands(whole.text[: whole.values[-1]])
+        try:
+            top, cost = await self.language_model.completions.next_token(prompt, plan.logprobs)
+        except UnreadableAnswer as error:
+            return without_values(token, TokenOutcome.MALFORMED, error.message)
         try:
             if top is None:
                 raise Unreadable(NO_LOGPROBS)
@@ -286,15 +314,20 @@ class CompletionsSimulator(OneByOne):
         except Unreadable as error:
             return without_values(token, TokenOutcome.MALFORMED, str(error), cost)
         result = SimulatedSequence(token, probabilities, (), cost)
-        return await self._with_tens(plan, result, [prompt]) if plan.splits_ten else result
+        if not plan.splits_ten:
+            return result
+        return await self._with_tens(plan, result, prompt, [len(prompt)])
 
     async def _with_tens(
-        self, plan: Plan, result: SimulatedSequence, prefixes: Sequence[str]
+        self, plan: Plan, result: SimulatedSequence, text: str, values: Sequence[int]
     ) -> SimulatedSequence:
-        """Divide the probability of a first "1" among 1 and 10, by what would come after it."""
+        """Divide the probability of a first "1" among 1 and 10, by what would come after it.
+
+        `values` are where the values of the tokens stand in the text.
+        """
         ones, tens = result.probabilities[:, 1], result.probabilities[:, NUM_VALUES - 1]
         asked = [int(p) for p in np.flatnonzero((ones > MAY_BE_TEN) & (tens == 0))]
-        calls = [partial(self._ten_after_one, plan, prefixes[position]) for position in asked]
+        calls = [partial(self._ten_after_one, plan, text, values[position]) for position in asked]
         ahead = self.language_model.server.max_concurrent
         async with aclosing(in_order(calls, ahead)) as results:
             shares = [share async for share in results]
@@ -310,13 +343,15 @@ class CompletionsSimulator(OneByOne):
         issues.sort(key=lambda issue: issue.position)
         return SimulatedSequence(result.tokens, probabilities, tuple(issues), cost)
 
-    async def _ten_after_one(self, plan: Plan, prefix: str) -> tuple[float | str, SimulationCost]:
-        """Probability of "0" after "1", or why there is none, and what asking cost."""
+    async def _ten_after_one(
+        self, plan: Plan, text: str, value: int
+    ) -> tuple[float | str, SimulationCost]:
+        """Probability of "0" after "1" at `value`, or why there is none, and what asking cost."""
         api = self.language_model.completions
         if not plan.logprobs:
             return NO_LOGPROBS, SimulationCost()
         try:
-            top, cost = await api.next_token(f"{prefix}1", plan.logprobs)
+            top, cost = await api.next_token(f"{text[:value]}1", plan.logprobs)
         except UnreadableAnswer as error:
             return error.message, SimulationCost(calls=1)
         if top is None:
@@ -325,3 +360,22 @@ class CompletionsSimulator(OneByOne):
         if not is_logprob(logprob):
             return NOT_A_LOGPROB, cost
         return min(1.0, float(np.exp(logprob))), cost
+
+
+async def _last_of(
+    context: Sequence[str], simulate: Simulate, *, room_known: bool
+) -> tuple[SimulatedSequence, int]:
+    """The last token after as many of those before it as fit, and how many tokens it is of.
+
+    They are halved until they fit. 0 where the token alone is too long; unless `room_known`, it is
+    asked then whether another one would fit.
+    """
+    while True:
+        try:
+            return await simulate(context), len(context)
+        except ResourceExhausted as error:
+            require_too_long(error)
+            if len(context) == 1:
+                cost = SimulationCost() if room_known else await room(simulate, error)
+                return too_long(context, cost), 0
+        context = context[-(len(context) // 2) :]

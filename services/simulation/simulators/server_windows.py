@@ -18,71 +18,77 @@ from services.simulation.simulators.interface import (
 from shared.errors import ResourceExhausted
 
 TOO_LONG = "the prompt for the token is longer than the server's model reads"
+_SHORT = ("a",)
 
 
-class Windows:
-    """How many tokens of a sequence one prompt holds: halved whenever it was too long."""
-
-    def __init__(self) -> None:
-        self.longest: int | None = None
-        self._any_fits = False
-
-    def fit(self) -> None:
-        """Note that a prompt was not too long, so that the explanation is not."""
-        self._any_fits = True
-
-    def of(self, tokens: Sequence[str], position: int) -> Sequence[str]:
-        """The tokens from `position` on that the next prompt holds."""
-        stop = len(tokens) if self.longest is None else position + self.longest
-        return tokens[position:stop]
-
-    def halve(self, error: ResourceExhausted, length: int) -> bool:
-        """Make windows of `length` smaller; False where one token is too long.
-
-        Raises:
-            ResourceExhausted: the error is another, or the explanation alone is too long.
-        """
-        if error.reason != "PROMPT_TOO_LONG":
-            raise error
-        if length <= 1:
-            if self._any_fits:
-                return False
-            raise ResourceExhausted(
-                f"{error.message}; the explanation, or a token, leaves no room",
-                field="explanation",
-                reason="EXPLANATION_TOO_LONG",
-                metadata=error.metadata,
-            ) from error
-        self.longest = min(self.longest or length, length // 2)
-        return True
+Simulate = Callable[[Sequence[str]], Awaitable[SimulatedSequence]]
 
 
 async def simulate_in_windows(
-    tokens: Sequence[str],
-    windows: Windows,
-    simulate: Callable[[Sequence[str]], Awaitable[SimulatedSequence]],
+    tokens: Sequence[str], simulate: Simulate, longest: int | None = None
 ) -> SimulatedSequence:
     """The sequence by as few windows as fit, each without what stands before it.
 
-    A window whose answer can't be read has an issue at each token.
+    A window has `longest` tokens at most; whenever one is too long, it and those after it are
+    halved. So the answer doesn't depend on other sequences. A window whose answer can't be read has
+    an issue at each token.
+
+    Raises:
+        ResourceExhausted: `EXPLANATION_TOO_LONG`, or as `simulate` says.
     """
     parts: list[SimulatedSequence] = []
     position = 0
+    fits = False
     while position < len(tokens):
-        window = windows.of(tokens, position)
+        window = tokens[position : None if longest is None else position + longest]
         try:
             part = await simulate(window)
+            fits = True
         except (Unreadable, UnreadableAnswer) as error:
             part = without_values(window, TokenOutcome.MALFORMED, str(error))
         except ResourceExhausted as error:
-            if windows.halve(error, len(window)):
+            require_too_long(error)
+            if len(window) > 1:
+                longest = len(window) // 2
                 continue
-            part = without_values(window, TokenOutcome.MISSING, TOO_LONG)
-        else:
-            windows.fit()
+            cost = SimulationCost() if fits else await room(simulate, error)
+            part = too_long(window, cost)
+            fits = True
         parts.append(part)
         position += len(window)
     return joined(tokens, parts)
+
+
+def require_too_long(error: ResourceExhausted) -> None:
+    """Raise the error where it isn't that of a prompt which is too long."""
+    if error.reason != "PROMPT_TOO_LONG":
+        raise error
+
+
+async def room(simulate: Simulate, error: ResourceExhausted) -> SimulationCost:
+    """What it costs to find out that the explanation leaves room for a short token.
+
+    Raises:
+        ResourceExhausted: it doesn't: the explanation is too long, not the token of `error`.
+    """
+    try:
+        return (await simulate(_SHORT)).cost
+    except (Unreadable, UnreadableAnswer):
+        return SimulationCost(calls=1)
+    except ResourceExhausted as short:
+        require_too_long(short)
+        raise ResourceExhausted(
+            f"{short.message}; the explanation leaves no room for a token",
+            field="explanation",
+            reason="EXPLANATION_TOO_LONG",
+            metadata=error.metadata,
+        ) from error
+
+
+def too_long(token: Sequence[str], cost: SimulationCost) -> SimulatedSequence:
+    """A token that no prompt holds; its own refused request is one call."""
+    spent = cost + SimulationCost(calls=1)
+    return without_values(token, TokenOutcome.MISSING, TOO_LONG, spent)
 
 
 def joined(tokens: Sequence[str], parts: Sequence[SimulatedSequence]) -> SimulatedSequence:

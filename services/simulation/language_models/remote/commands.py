@@ -9,7 +9,9 @@ from dataclasses import replace
 from services.simulation.language_models.interface import Message
 
 _COMMAND = re.compile(
-    r"<(?=\|[^|<>]{1,40}\|>|/?s>|(?:bos|eos|pad|unk|mask)>|(?:start|end)_of_turn>)|\[(?=/?INST\])"
+    r"<(?=[|｜][^|｜<>]{1,40}[|｜]>|/?s>|(?:bos|eos|sop|eop|pad|unk|mask)>|(?:start|end)_of_turn>"
+    r"|/?(?:think|tool_call|tool_response)>)"
+    r"|\[(?=(?:/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)|[gs]?MASK|CLS|SEP)\])"
 )
 
 
