@@ -17,6 +17,7 @@ from services.simulation.sequence_simulation import NORMALIZED_VALUES
 from services.simulation.simulators.embedding import EmbeddingSimulator
 from services.simulation.simulators.evidence import distributions, facets, word_scores
 from services.simulation.simulators.interface import SimulatedSequence, check_distributions
+from services.simulation.simulators.sentence_encoder import EncodingCost, SentenceEncoder
 from shared.errors import Unavailable
 
 SENTENCES = [
@@ -127,6 +128,19 @@ async def test_long_sequences_are_read_whole(simulator: EmbeddingSimulator) -> N
     tokens = [" stone"] * 300 + [" lion"] + [" stone"] * 300
     values = await expected(simulator, "lions and tigers", [tokens])
     assert int(np.argmax(values)) == 300
+
+
+@pytest.mark.torch
+def test_what_is_remembered_of_a_long_word_is_short(simulator: EmbeddingSimulator) -> None:
+    loaded = simulator._loaded()
+    encoder = SentenceEncoder(loaded.model, loaded.device)
+    cost = EncodingCost()
+    (whole,) = encoder.words_in_context([("a", "b" * 200_000)], cost, lambda: False)
+    (cut,) = encoder.words_in_context([("a", "b" * 48)], cost, lambda: False)
+    assert np.array_equal(whole, cut)
+    assert cost.calls == 1
+    (key,) = encoder._contexts
+    assert max(map(len, key)) == 48
 
 
 @pytest.mark.torch

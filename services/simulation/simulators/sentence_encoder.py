@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.simulation.model_loading import loading_alone
+from services.simulation.simulators.words import MAX_WORD_CHARACTERS
 
 Vectors = NDArray[np.float32]
 
@@ -113,8 +114,13 @@ class SentenceEncoder:
     ) -> list[Vectors]:
         """Unit vectors [words, 384] of the words of each sequence, as the sequence colours them.
 
-        A word that the model can't place (after its longest input, say) has a vector of zeros.
+        Of a word its first 48 characters are read. One that the model can't place (after its
+        longest input, say) has a vector of zeros.
         """
+        # What is remembered is bounded in words, so they are bounded too.
+        sequences = [
+            tuple(word[:MAX_WORD_CHARACTERS] for word in sequence) for sequence in sequences
+        ]
         wanted = dict.fromkeys(sequence for sequence in sequences if sequence)
         found: dict[tuple[str, ...], tuple[Vectors, int]] = {}
         for sequence in sequences:
