@@ -62,8 +62,4 @@ async def simulation_services(
 def _open_state(deployment: Deployment) -> StateStore | None:
     if deployment.simulation_state is None:
         return None
-    return open_state(
-        deployment.simulation_state,
-        azure_endpoint=deployment.storage.azure_endpoint,
-        gcs_endpoint=deployment.storage.gcs_endpoint,
-    )
+    return open_state(deployment.simulation_state, deployment.storage)

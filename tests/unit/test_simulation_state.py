@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -18,6 +19,7 @@ from services.simulation.state.local import LocalStateStore
 from services.simulation.state.remote import RemoteStateStore
 from services.simulation.state.store import LeaseHeld, StateStore, open_state
 from shared.errors import ConfigurationError, FailedPrecondition, ResourceExhausted, Unavailable
+from shared.settings import Storage
 from tests.emulators.gcs import FakeGcs
 from tests.emulators.running import free_port
 from tests.load.processes import REPOSITORY
@@ -37,7 +39,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore
         patch.setattr(remote, "DEAD_AFTER_SECONDS", 0.6)
         patch.setattr(remote, "RENEWED_EVERY_SECONDS", 0.2)
         patch.setattr(remote, "_SETTLING_SECONDS", 0.1)
-        yield open_state(f"gs://{bucket}/state", gcs_endpoint=emulator.endpoint)
+        yield open_state(f"gs://{bucket}/state", Storage(gcs_endpoint=emulator.endpoint))
 
 
 async def test_what_is_put_is_there(store: StateStore) -> None:
@@ -93,7 +95,7 @@ async def test_of_a_dead_owner_the_lease_is_taken(
     monkeypatch.setattr(remote, "DEAD_AFTER_SECONDS", 0.4)
     monkeypatch.setattr(remote, "_SETTLING_SECONDS", 0.1)
     monkeypatch.setattr(remote, "RENEWED_EVERY_SECONDS", 0.1)
-    store = RemoteStateStore("gs://box-dead/s", gcs_endpoint=gcs.endpoint)
+    store = RemoteStateStore("gs://box-dead/s", Storage(gcs_endpoint=gcs.endpoint))
     await store.put("runs/lease", b'{"owner": "somebody who was killed", "beats": 7}')
     async with store.lease("runs/lease", patience_seconds=0.0) as lease:
         # Another one that took it, as this one was not heard of for long: it notices.
@@ -150,7 +152,7 @@ async def test_files_that_are_being_written_are_not_listed(tmp_path: Path) -> No
 
 async def test_a_blob_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
-    store = open_state("gs://box/state", gcs_endpoint=f"http://127.0.0.1:{free_port()}")
+    store = open_state("gs://box/state", Storage(gcs_endpoint=f"http://127.0.0.1:{free_port()}"))
     with pytest.raises(Unavailable) as away:
         await store.get("a")
     assert away.value.reason == "STATE_UNAVAILABLE"
@@ -158,9 +160,36 @@ async def test_a_blob_store_that_is_away(tmp_path: Path, monkeypatch: pytest.Mon
     assert "127.0.0.1" not in away.value.message
 
 
+async def test_a_blob_store_that_hangs_holds_up_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
+    with socket.socket() as pit:
+        pit.bind(("127.0.0.1", 0))
+        # Connections are taken by the system, and nobody reads what they ask.
+        pit.listen(64)
+        storage = Storage(
+            gcs_endpoint=f"http://127.0.0.1:{pit.getsockname()[1]}",
+            read_timeout_seconds=0.5,
+            timeout_seconds=0.3,
+            retries=0,
+        )
+        store = open_state("gs://box/state", storage)
+        asked = [asyncio.create_task(store.get(f"a{n}")) for n in range(40)]
+        await asyncio.sleep(0.05)
+        # The threads in which other calls compute are free.
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: "computed") == "computed"
+        assert not any(task.done() for task in asked)
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, Unavailable)
+            assert outcome.reason == "STATE_UNAVAILABLE"
+        await store.close()
+
+
 async def test_a_bucket_that_is_not_there(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
-    store = open_state("gs://no-such-box/state", gcs_endpoint=gcs.endpoint)
+    store = open_state("gs://no-such-box/state", Storage(gcs_endpoint=gcs.endpoint))
     assert await store.get("a") is None
     with pytest.raises(FailedPrecondition) as refused:
         await store.put("a", b"")

@@ -8,6 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from services.simulation.finishing import finished
 from services.simulation.state.failures import denied, unavailable
 from services.simulation.state.store import Lease, LeaseHeld, checked_name
 from shared.errors import NeuropilError
+from shared.settings import Storage
 
 RENEWED_EVERY_SECONDS = 1.5
 """Google takes about one write of a blob a second."""
@@ -27,8 +29,7 @@ DEAD_AFTER_SECONDS = 5.0
 """An owner that has not renewed its lease for so long is taken for dead."""
 
 _SETTLING_SECONDS = 0.5
-_OPERATION_SECONDS = 60.0
-_RETRIES = 3
+_DEFAULTS = Storage()
 _AZURE_DOMAIN = ".blob.core.windows.net"
 _GCS_HOST = "storage.googleapis.com"
 _REFUSED = frozenset({401, 403})
@@ -54,23 +55,27 @@ _log = structlog.get_logger(__name__)
 class RemoteStateStore:
     """Blobs below a URL; a blob is replaced as a whole."""
 
-    def __init__(
-        self, url: str, *, azure_endpoint: str | None = None, gcs_endpoint: str | None = None
-    ) -> None:
+    def __init__(self, url: str, storage: Storage = _DEFAULTS) -> None:
         self._url = url.rstrip("/")
-        pool = _Connections(azure_endpoint, gcs_endpoint)
+        self._operation_seconds = storage.timeout_seconds
+        # Of its own: a store that hangs must not hold up what computes in the common threads.
+        self._threads = ThreadPoolExecutor(storage.requests_per_store, thread_name_prefix="state")
+        pool = _Connections(storage.azure_endpoint, storage.gcs_endpoint)
         self._context = blobfile.create_context(
             # What failed is told once, by `_told`; blobfile would log URLs.
             log_callback=lambda message: _log.debug("state_retry"),
             get_http_pool=lambda: pool,
-            retry_limit=_RETRIES,
+            retry_limit=storage.retries,
+            # Declared as whole seconds, and handed to urllib3, which takes fractions.
+            connect_timeout=storage.connect_timeout_seconds,  # type: ignore[arg-type]
+            read_timeout=storage.read_timeout_seconds,  # type: ignore[arg-type]
             save_access_token_to_disk=False,
         )
 
     async def get(self, name: str) -> bytes | None:
         """As `StateStore`."""
         path = self._path(name)
-        return await _told("read", lambda: self._context.read_bytes(path))
+        return await self._told("read", lambda: self._context.read_bytes(path))
 
     async def put(self, name: str, data: bytes) -> None:
         """As `StateStore`."""
@@ -80,13 +85,13 @@ class RemoteStateStore:
             self._context.write_bytes(path, data)
             return True
 
-        if await _told("written", write) is None:
+        if await self._told("written", write) is None:
             raise denied("written", "there is no such container or bucket")
 
     async def list(self, prefix: str) -> builtins.list[str]:
         """As `StateStore`."""
         path = self._path(prefix)
-        found = await _told("listed", lambda: [*self._context.scanglob(f"{path}/*")])
+        found = await self._told("listed", lambda: [*self._context.scanglob(f"{path}/*")])
         return [f"{prefix}/{name}" for name in sorted(each.name for each in found or ())]
 
     async def delete(self, name: str) -> None:
@@ -101,7 +106,7 @@ class RemoteStateStore:
                 if error.response_status != _DELETED_TOO:
                     raise
 
-        await _told("written", remove)
+        await self._told("written", remove)
 
     @asynccontextmanager
     async def lease(self, name: str, *, patience_seconds: float) -> AsyncIterator[Lease]:
@@ -120,7 +125,27 @@ class RemoteStateStore:
             await finished(self._released(lease, renewing, name))
 
     async def close(self) -> None:
-        """Connections are closed with the process."""
+        """Give up what waits; connections are closed with the process."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _told(self, doing: str, work: Callable[[], _Result]) -> _Result | None:
+        """What the work gives, away from the event loop; None where there is no such blob."""
+        try:
+            async with asyncio.timeout(self._operation_seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except FileNotFoundError:
+            return None
+        except TimeoutError as error:
+            raise unavailable(doing, "the blob store took too long") from error
+        except _FAILURES as error:
+            status = error.response_status if isinstance(error, blobfile.RequestFailure) else None
+            if status == _MISSING:
+                return None
+            _log.warning("state_failure", doing=doing, cause=type(error).__name__, status=status)
+            # What blobfile raises itself, before it knows any status, is about credentials.
+            if status in _REFUSED or type(error) is blobfile.Error:
+                raise denied(doing, "the deployment's credentials grant no access to it") from error
+            raise unavailable(doing, "the blob store failed") from error
 
     async def _released(
         self, lease: _WrittenLease, renewing: asyncio.Task[None], name: str
@@ -210,23 +235,3 @@ class _Connections(urllib3.PoolManager):
             url = endpoint.rstrip("/") + asked.request_uri
             options["headers"] = {**(options.get("headers") or {}), "Host": host}
         return super().request(method, url, **options)
-
-
-async def _told(doing: str, work: Callable[[], _Result]) -> _Result | None:
-    """What the work gives, away from the event loop; None where there is no such blob."""
-    try:
-        async with asyncio.timeout(_OPERATION_SECONDS):
-            return await asyncio.to_thread(work)
-    except FileNotFoundError:
-        return None
-    except TimeoutError as error:
-        raise unavailable(doing, "the blob store took too long") from error
-    except _FAILURES as error:
-        status = error.response_status if isinstance(error, blobfile.RequestFailure) else None
-        if status == _MISSING:
-            return None
-        _log.warning("state_failure", doing=doing, cause=type(error).__name__, status=status)
-        # What blobfile raises itself, before it knows any status, is about credentials.
-        if status in _REFUSED or type(error) is blobfile.Error:
-            raise denied(doing, "the deployment's credentials grant no access to it") from error
-        raise unavailable(doing, "the blob store failed") from error

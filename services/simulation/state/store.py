@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from shared.errors import ConfigurationError, FailedPrecondition
+from shared.settings import Storage
 
 SETTING = "simulation_state"
 """Key of the configuration that says where the state is kept."""
@@ -83,10 +84,8 @@ def not_configured(what: str) -> FailedPrecondition:
     )
 
 
-def open_state(
-    location: str, *, azure_endpoint: str | None = None, gcs_endpoint: str | None = None
-) -> StateStore:
-    """The store at a folder, or at a gs://, az:// or https:// URL.
+def open_state(location: str, storage: Storage | None = None) -> StateStore:
+    """The store at a folder, or at a gs://, az:// or https:// URL; `storage` is for blob stores.
 
     Raises:
         ConfigurationError: a URL of another kind, or no library for blob stores.
@@ -105,4 +104,4 @@ def open_state(
         raise ConfigurationError(
             SETTING, f"a blob URL needs {error.name}, which is not installed"
         ) from error
-    return RemoteStateStore(location, azure_endpoint=azure_endpoint, gcs_endpoint=gcs_endpoint)
+    return RemoteStateStore(location, storage or Storage())
