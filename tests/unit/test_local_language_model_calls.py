@@ -181,6 +181,16 @@ async def test_calls_at_the_same_time_count_their_own_passes(plain: LocalLanguag
     assert sum(costs[:5]) > 1
 
 
+def test_a_model_that_may_think_first_is_told_not_to(folder: Path, tmp_path: Path) -> None:
+    template = TEMPLATE + (
+        "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
+        "<think>\n\n</think>\n\n{% endif %}"
+    )
+    model = with_template(folder, tmp_path / "chat", template)
+    shared, own = prompt_ids(model, prompts("Yes?")[0])
+    assert model.tokenizer.decode(shared + own).endswith("[assistant]\n<think>\n\n</think>\n\n")
+
+
 def test_a_chat_template_is_followed(folder: Path, tmp_path: Path) -> None:
     model = with_template(folder, tmp_path / "chat", TEMPLATE)
     shared, own = prompt_ids(model, prompts("Yes?")[0])

@@ -14,13 +14,18 @@ from services.simulation.explaining.answers import NoExplanation, explanation_of
 from services.simulation.explaining.evidence import TokenEvidence, TokenPairEvidence
 from services.simulation.explaining.interface import ProposalOptions
 from services.simulation.explaining.language_model import (
+    NEXT_ONES,
     LanguageModelExplainer,
     strongest_pairs,
 )
 from services.simulation.language_models.interface import Generation
 from services.simulation.language_models.local.language_model import LocalLanguageModel
 from services.simulation.normalized_activations import normalize_activations
-from services.simulation.prompts.explaining import ShownSequence, tokens_prompt
+from services.simulation.prompts.explaining import (
+    ShownSequence,
+    token_pairs_prompt,
+    tokens_prompt,
+)
 from services.simulation.prompts.token_pairs import PairMarks
 from services.simulation.scoring.labeled_sequences import LabeledSequences
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
@@ -58,6 +63,16 @@ PAIRS = LabeledTokenPairs(
         ("“it’s” and its forms", "“it’s” and its forms"),
         ("Explanation: the word 'is'", "the word 'is'"),
         ("Explanation:\nthe word 'is'", "the word 'is'"),
+        ("<think>\n\n</think>\n\nnames of rivers", "names of rivers"),
+        ("Okay, the unit ...\n</think>\nnames of rivers", "names of rivers"),
+        ("Sure! Here is the explanation:\n\nnames of rivers", "names of rivers"),
+        ("**Explanation:** names of rivers.", "names of rivers"),
+        ("**names of rivers**", "names of rivers"),
+        ("- names of rivers\n- names of lakes", "names of rivers"),
+        ("```\nnames of rivers\n```", "names of rivers"),
+        ("The unit reacts to: names of rivers", "names of rivers"),
+        ("'**' and '*' in code", "'**' and '*' in code"),
+        ("-ing forms and __init__", "-ing forms and __init__"),
         ("words such as 'a', 'b' ...", "words such as 'a', 'b' ..."),
         (
             "Wörter auf Deutsch, 日本語 👩‍👩‍👧".replace("\u200d", ""),
@@ -76,6 +91,11 @@ def test_answers_become_sentences(text: str, explanation: str) -> None:
         ("", True, "empty answer"),
         ("\n\n", True, "empty answer"),
         ('""', True, "answer without a word"),
+        ("<think>\nOkay, the user wants", False, "thoughts that were cut off"),
+        ("<think>\nOkay, the user wants", True, "thoughts that were cut off"),
+        ("<think>names</think>", True, "empty answer"),
+        ("Here is the explanation:", True, "introduction without an explanation"),
+        ("Here it is:\nnames of riv", False, "cut off"),
         ("... !!", True, "answer without a word"),
         ("a word " * 60, True, "more than 300 characters"),
         ("of the of the of the of the rivers", True, "repeats itself"),
@@ -118,6 +138,15 @@ async def test_several_candidates_are_ranked_and_each_comes_once() -> None:
         assert answers.asked[-1]["temperature"] == 0.0
         cold = await explainer.propose(EVIDENCE, ProposalOptions(count=5, temperature=0.0))
         assert cold.cost.calls == 1
+
+
+def test_answers_end_where_the_next_example_would_begin() -> None:
+    shown = [ShownSequence.normalized(["a"], np.asarray([1.0]), 2.0)]
+    asked = [tokens_prompt("explain_tokens-1", shown).messages]
+    asked.append(token_pairs_prompt("explain_token_pairs-1", [], PairMarks()).messages)
+    for messages, stop in zip(asked, NEXT_ONES, strict=True):
+        text = "".join(message.content for message in messages)
+        assert text.count(stop) >= 3
 
 
 async def test_seeds_begin_again_after_the_largest() -> None:

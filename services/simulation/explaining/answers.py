@@ -10,7 +10,16 @@ MAX_ANSWER_CHARACTERS = 300
 """Longer answers are no explanations that a simulator reads well."""
 _SHOWN_CHARACTERS = 80
 
-_LABEL = re.compile(r"^(explanation|description|answer)\s*:\s*", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^(explanation|description|answer|(the|this) (unit|head|neuron) (reacts to|looks (for|at)))"
+    r"\s*:\s*",
+    re.IGNORECASE,
+)
+_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
+_FENCE = "```"
+_BULLET = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
+# Bold or slanted from the beginning on; stars that are quoted, or further on, are meant.
+_EMPHASIS = re.compile(r"^(\*{1,3})(?![\s*'\"])([^*]+)\1")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 _LETTER = re.compile(r"[^\W_]")
 # The same two words or more, three times in a row; or one word four times.
@@ -25,15 +34,21 @@ class NoExplanation(ValueError):
 def explanation_of(answer: Generation) -> str:
     """The sentence of an answer: its first line, without label, quotation marks and full stop.
 
+    What comes before it and isn't of it is passed over: a model's thoughts, lines that introduce
+    it ("Here it is:"), marks of lists and of emphasis.
+
     Raises:
         NoExplanation: it is empty, cut off, too long, repeats itself, or is no text.
     """
-    text = answer.text.strip()
-    lines = text.splitlines()
-    line = lines[0].strip() if lines else ""
-    line = _LABEL.sub("", line).strip()
-    if not line and len(lines) > 1:
-        line = lines[1].strip()
+    before, _, text = answer.text.rpartition(_THOUGHTS_END)
+    if not before and text.lstrip().startswith(_THOUGHTS_BEGIN):
+        raise NoExplanation("thoughts that were cut off")
+    lines = [line for line in (_sentence(each) for each in text.splitlines()) if line]
+    line, left = (lines[0], len(lines) - 1) if lines else ("", 0)
+    while line.endswith(":"):
+        if not left:
+            raise NoExplanation("introduction without an explanation")
+        line, left = lines[-left], left - 1
     line = _unquoted(line).rstrip()
     if line.endswith(".") and not line.endswith(".."):
         line = line[:-1].rstrip()
@@ -47,7 +62,7 @@ def explanation_of(answer: Generation) -> str:
         raise NoExplanation(f"answer of more than {MAX_ANSWER_CHARACTERS} characters")
     if _repeats(line):
         raise NoExplanation("answer that repeats itself")
-    if not answer.finished and len(lines) < 2:
+    if not answer.finished and not left:
         raise NoExplanation("answer that was cut off")
     return line
 
@@ -61,6 +76,15 @@ def beginning(answer: str) -> str:
 def same(text: str) -> str:
     """What explanations have in common that differ in case, spaces and signs at the end alone."""
     return " ".join(text.casefold().split()).rstrip(".;, ")
+
+
+def _sentence(line: str) -> str:
+    """A line without the marks of a list, emphasis and a label; empty where that is all of it."""
+    line = line.strip()
+    if line.startswith(_FENCE):
+        return ""
+    line = _EMPHASIS.sub(r"\2", _BULLET.sub("", line))
+    return _LABEL.sub("", line).strip()
 
 
 def _unquoted(line: str) -> str:

@@ -51,6 +51,8 @@ _MOST_SEQUENCES = 5
 """Sequences shown where a request doesn't say."""
 _MOST_TOKENS = 64
 """Of a sequence, around its peak."""
+NEXT_ONES = ("\n\nUnit ", "\n\nHead ")
+"""How a model goes on that makes up the next one of the prompt's examples."""
 _PAIRS_A_SEQUENCE = 3
 _LONGEST_PASSAGE = 256
 """Tokens of a pair's passage; of a longer one what lies between its tokens is left out."""
@@ -116,7 +118,7 @@ class LanguageModelExplainer:
         while not found.enough:
             seed, count = found.next_seeds()
             drawing = GenerationOptions(
-                max_tokens=_MAX_ANSWER_TOKENS, temperature=temperature, seed=seed, stop=("\n\n",)
+                max_tokens=_MAX_ANSWER_TOKENS, temperature=temperature, seed=seed, stop=NEXT_ONES
             )
             # Asked for together, they share the computation of the prompt, and of each token.
             answers = await language_model.generate([asked.prompt] * count, drawing)

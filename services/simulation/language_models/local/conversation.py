@@ -75,6 +75,8 @@ def _templated(tokenizer: Any, messages: list[Message], answered: bool) -> str:
             tokenize=False,
             add_generation_prompt=answered and not begun,
             continue_final_message=begun,
+            # Of a template that knows it: a model that thinks first answers nothing that is read.
+            enable_thinking=False,
         )
     except (jinja2.TemplateError, ValueError, IndexError) as error:
         folded = _without_system(messages)
