@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from services.simulation.bulk import segments
 from services.simulation.bulk.events import ItemProgress, ItemResult, RunSummary
+from services.simulation.bulk.journal import Entry, Journal
 from services.simulation.bulk.run import BulkRun, BulkRunner
 from services.simulation.bulk.segments import SegmentedLog
 from services.simulation.finishing import finished
 from services.simulation.simulators.interface import SimulationCost
 from services.simulation.state.local import LocalStateStore
+from services.simulation.state.store import Lease
+from shared.errors import Aborted
 
 ITEMS = 24
 STOPS_AT = 20
@@ -106,7 +112,7 @@ async def test_what_is_not_whole_is_not_merged(tmp_path: Path, damage: str) -> N
     assert records == [b"record %d" % number for number in range(9) if number != 1]
     names = sorted(each.name for each in (tmp_path / "log").iterdir())
     # Those before the damage stay as they are; those after it are merged.
-    assert "0000000001-0000000001-0.seg" in names
+    assert re.fullmatch("0000000001-0000000001-[0-9a-f]{8}-0.seg", names[0])
     merged = [name for name in names if name.endswith("-1.seg")]
     assert merged
     assert all(name > "0000000003" for name in merged)
@@ -130,6 +136,61 @@ async def test_a_store_with_a_defect_ends_the_run(tmp_path: Path) -> None:
         with pytest.raises(AttributeError):
             async with asyncio.timeout(20):
                 [event async for event in BulkRunner(Broken(tmp_path)).run(run)]
+
+
+class OfAnOwnerNotHeardOf(LocalStateStore):
+    """Its writes come late, when its lease is another's."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.writing, self.arrives = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lease(self, name: str, *, patience_seconds: float) -> AsyncIterator[Lease]:
+        yield _Kept()
+
+    async def put(self, name: str, data: bytes) -> None:
+        if name.endswith(".seg"):
+            self.writing.set()
+            await self.arrives.wait()
+        await super().put(name, data)
+
+
+@dataclass
+class _Kept:
+    lost: bool = False
+
+
+async def test_a_write_that_comes_late_replaces_nothing_of_the_next_owner(tmp_path: Path) -> None:
+    fingerprints = [b"0", b"1"]
+
+    async def keeps(store: LocalStateStore, position: int) -> None:
+        async with Journal.opened(store, "key", fingerprints, "") as journal:
+            entry = Entry.of(
+                position, fingerprints[position], SimulationCost(calls=1), result=b"result"
+            )
+            await journal.keep(entry)
+
+    late = OfAnOwnerNotHeardOf(tmp_path)
+    first = asyncio.create_task(keeps(late, 0))
+    await late.writing.wait()
+    await keeps(LocalStateStore(tmp_path), 1)
+    late.arrives.set()
+    await first
+    async with Journal.opened(LocalStateStore(tmp_path), "key", fingerprints, "") as journal:
+        assert sorted([entry.position async for entry in journal.kept()]) == [0, 1]
+        assert journal.spent.calls == 2
+
+
+async def test_who_has_lost_the_lease_writes_nothing(tmp_path: Path) -> None:
+    def check() -> None:
+        raise Aborted("another's", reason="RUN_IN_PROGRESS")
+
+    log = await SegmentedLog.open(LocalStateStore(tmp_path), "log", check)
+    with pytest.raises(Aborted):
+        await log.append(b"record")
+    await log.close()
+    assert not (tmp_path / "log").exists()
 
 
 async def test_finished_tells_what_came_of_it() -> None:

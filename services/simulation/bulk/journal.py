@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -49,6 +50,8 @@ class Entry(msgspec.Struct, omit_defaults=True):
     failure: ItemFailure | None = None
     is_final: bool = True
     """Whether the item is not tried again by a later run of the key."""
+    id: bytes = b""
+    """By which the same entry is known again where it is read twice."""
 
     @property
     def cost(self) -> SimulationCost:
@@ -84,6 +87,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
             result,
             failure,
             is_final,
+            secrets.token_bytes(8),
         )
 
 
@@ -97,12 +101,10 @@ class Journal:
 
     def __init__(
         self,
-        lease: Lease,
         fingerprints: Sequence[bytes],
         entries: SegmentedLog,
         puts: SegmentedLog | None,
     ) -> None:
-        self._lease = lease
         self._fingerprints = fingerprints
         self._entries = entries
         self._puts = puts
@@ -132,12 +134,16 @@ class Journal:
                 f"{folder}/lease", patience_seconds=LEASE_PATIENCE_SECONDS
             ) as lease:
                 await _check_header(store, folder, key, fingerprints)
-                entries = await SegmentedLog.open(store, f"{folder}/entries")
+
+                def check() -> None:
+                    _check_lease(lease)
+
+                entries = await SegmentedLog.open(store, f"{folder}/entries", check)
                 puts = None
                 if put_target:
                     name = hashlib.sha256(put_target.encode()).hexdigest()[:16]
-                    puts = await SegmentedLog.open(store, f"{folder}/puts-{name}")
-                journal = cls(lease, fingerprints, entries, puts)
+                    puts = await SegmentedLog.open(store, f"{folder}/puts-{name}", check)
+                journal = cls(fingerprints, entries, puts)
                 await journal._read_puts()
                 try:
                     yield journal
@@ -149,6 +155,7 @@ class Journal:
 
     async def kept(self) -> AsyncGenerator[Entry, None]:
         """The outcomes that are final, one by one; `spent` and `is_done` are known at the end."""
+        seen: set[bytes] = set()
         async for record in self._entries.read():
             try:
                 entry = _decode(record)
@@ -158,6 +165,10 @@ class Journal:
             if not self._is_of_this_run(entry):
                 _log.warning("entry_of_other_requests", position=entry.position)
                 continue
+            if entry.id in seen:
+                continue
+            if entry.id:
+                seen.add(entry.id)
             self.spent += entry.cost
             if entry.is_final and not self._done[entry.position]:
                 self._done[entry.position] = True
@@ -173,7 +184,6 @@ class Journal:
 
     async def keep(self, entry: Entry) -> None:
         """Add an entry; it outlives a crash once this returns."""
-        self._check_lease()
         await self._entries.append(_encode(entry))
         self.spent += entry.cost
         if entry.is_final:
@@ -183,7 +193,6 @@ class Journal:
         """Say that an item's result was put to the target."""
         if self._puts is None:
             return
-        self._check_lease()
         await self._puts.append(_encode(position))
         self._stored[position] = True
 
@@ -207,9 +216,10 @@ class Journal:
             and self._fingerprints[position] == entry.fingerprint
         )
 
-    def _check_lease(self) -> None:
-        if self._lease.lost:
-            raise _in_progress("another replica took this run over, as this one was not heard of")
+
+def _check_lease(lease: Lease) -> None:
+    if lease.lost:
+        raise _in_progress("another replica took this run over, as this one was not heard of")
 
 
 async def _closed(*logs: SegmentedLog | None) -> None:

@@ -3,15 +3,18 @@
 A blob store can't append, and a folder of 100,000 files is slow to list. So each commit is one new
 segment, which holds all records that came while the commit before it was under way, and small
 segments are merged to larger ones. A merge is written before what it replaces is deleted: after a
-crash in between both are there, and the one within the other is passed over.
+crash in between both are there, and records come twice. They come twice or late also from an owner
+that was taken for dead; its name is a part of the names of its segments, so that nobody writes over
+another's. Who reads has to know records again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,7 +34,7 @@ _MAGIC = b"NPLOG"
 _VERSION = 1
 _HEAD = Struct("<5sB")
 _FRAME = Struct("<II")
-_NAME = re.compile(r"(\d{10})-(\d{10})-(\d)\.seg")
+_NAME = re.compile(r"(\d{10})-(\d{10})-([0-9a-f]{8})-(\d)\.seg")
 _RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)
 _READ_AT_ONCE = 8
 
@@ -46,46 +49,63 @@ class _Damaged(Exception):
 class _Segment:
     first: int
     last: int
+    owner: str
     level: int
 
     @property
     def name(self) -> str:
-        return f"{self.first:010d}-{self.last:010d}-{self.level}.seg"
+        return f"{self.first:010d}-{self.last:010d}-{self.owner}-{self.level}.seg"
 
     @classmethod
     def of(cls, name: str) -> _Segment | None:
         match = _NAME.fullmatch(name.rpartition("/")[2])
-        return cls(*map(int, match.groups())) if match else None
+        if match is None:
+            return None
+        first, last, owner, level = match.groups()
+        return cls(int(first), int(last), owner, int(level))
 
 
 class SegmentedLog:
     """Records in a folder of the store; there must be one writer at a time."""
 
-    def __init__(self, store: StateStore, folder: str, segments: Sequence[_Segment]) -> None:
+    def __init__(
+        self,
+        store: StateStore,
+        folder: str,
+        found: Sequence[_Segment],
+        check: Callable[[], None],
+    ) -> None:
         self._store = store
         self._folder = folder
-        self._segments = list(segments)
+        self._check = check
+        self._owner = secrets.token_hex(4)
+        # Those within others were merged, or another owner's, and stay as they are.
+        self._segments: list[_Segment] = []
+        for segment in found:
+            if not self._segments or segment.first > self._segments[-1].last:
+                self._segments.append(segment)
         self._sizes: dict[_Segment, int] = {}
         self._pending: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._merger: asyncio.Task[None] | None = None
-        self._unread = list(segments)
+        self._unread = list(found)
         self._broken: Exception | None = None
         self._is_closing = False
 
     @classmethod
-    async def open(cls, store: StateStore, folder: str) -> SegmentedLog:
-        """The log in a folder, with what it has; what the store raises."""
+    async def open(
+        cls, store: StateStore, folder: str, check: Callable[[], None] = lambda: None
+    ) -> SegmentedLog:
+        """The log in a folder, with what it has; what the store raises.
+
+        `check` is called before anything is written, and raises where it must not be any more.
+        """
         found = [segment for name in await store.list(folder) if (segment := _Segment.of(name))]
-        found.sort(key=lambda segment: (segment.first, -segment.last))
-        kept: list[_Segment] = []
-        for segment in found:
-            if not kept or segment.first > kept[-1].last:
-                kept.append(segment)
-        return cls(store, folder, kept)
+        found.sort(key=lambda segment: (segment.first, -segment.last, segment.owner))
+        return cls(store, folder, found, check)
 
     async def read(self) -> AsyncIterator[bytes]:
-        """The records that it had when it was opened, in the order of their commits.
+        """The records that it had when it was opened, in the order of their commits; some twice.
 
         A segment that is damaged gives those before the damage, and a warning in the log.
 
@@ -133,7 +153,7 @@ class SegmentedLog:
         while self._pending:
             batch, self._pending = self._pending, []
             last = self._segments[-1].last if self._segments else 0
-            segment = _Segment(last + 1, last + 1, 0)
+            segment = _Segment(last + 1, last + 1, self._owner, 0)
             content = _encoded([record for record, _ in batch])
             try:
                 await self._put(self._path(segment), content)
@@ -158,10 +178,12 @@ class SegmentedLog:
 
     async def _put(self, path: str, content: bytes) -> None:
         for pause in _RETRY_SECONDS:
+            self._check()
             with suppress(Unavailable):
                 await self._store.put(path, content)
                 return
             await asyncio.sleep(pause)
+        self._check()
         await self._store.put(path, content)
 
     async def _merge(self) -> None:
@@ -190,14 +212,16 @@ class SegmentedLog:
             _log.exception("segments_not_merged")
 
     async def _replace(self, some: Sequence[_Segment], records: Sequence[bytes]) -> None:
-        merged = _Segment(some[0].first, some[-1].last, some[0].level + 1)
+        merged = _Segment(some[0].first, some[-1].last, self._owner, some[0].level + 1)
         content = _encoded(records)
+        self._check()
         await self._store.put(self._path(merged), content)
         at = self._segments.index(some[0])
         self._segments[at : at + len(some)] = [merged]
         self._sizes[merged] = len(content)
         for segment in some:
             self._sizes.pop(segment, None)
+        self._check()
         outcomes = await asyncio.gather(
             *(self._store.delete(self._path(each)) for each in some), return_exceptions=True
         )
