@@ -315,6 +315,24 @@ async def test_a_budget_holds_for_the_first_items_too(store: LocalStateStore, fr
     assert summary.spent.calls == 100
 
 
+async def test_items_that_cost_nothing_run_side_by_side_under_a_budget(
+    store: LocalStateStore,
+) -> None:
+    now = most = 0
+
+    async def score(position: int) -> AsyncGenerator[ItemProgress | ItemResult, None]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        yield ItemResult(b"", SimulationCost())
+
+    run = BulkRun("key", fingerprints(20), score, Budget(max_calls=10), concurrency=4)
+    assert (await all_of(store, run))[1].done == 20
+    assert most > 1
+
+
 async def test_results_are_put_after_they_are_kept_and_once(store: LocalStateStore) -> None:
     passing = [Unavailable("a moment"), Unavailable("a moment")]
     lasting = [FailedPrecondition("not writable") for _ in range(9)]

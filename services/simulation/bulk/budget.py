@@ -44,7 +44,7 @@ class Spending:
     """What was spent, and what runs now will probably cost.
 
     An item that runs counts as what it has cost so far, or as the mean of those before it if that
-    is more; as long as none before it has cost anything, it runs alone. So a run ends over its
+    is more; as long as none before it tells what items cost, it runs alone. So a run ends over its
     budget by little, however many items run at once.
     """
 
@@ -81,12 +81,12 @@ class Spending:
         """What an item that runs has cost."""
         return self._running[position]
 
-    def end(self, position: int, cost: SimulationCost) -> None:
+    def end(self, position: int, cost: SimulationCost, *, has_result: bool) -> None:
         """An item has ended."""
         del self._running[position]
         self._ended += cost
         # What fails before it costs anything says nothing of what the others cost.
-        self._items += is_paid(cost)
+        self._items += has_result or is_paid(cost)
 
     def is_over(self) -> StoppedBy:
         """The limit that what is spent reaches, with what runs as far as it tells."""
@@ -96,7 +96,7 @@ class Spending:
         """Whether one more item may begin now: none that runs alone is ever held back."""
         if not self._running:
             return not self._is_reached(0.0, 0.0)
-        if self._budget.is_limited and not is_paid(self._ended):
+        if self._budget.is_limited and not self._items:
             return False
         items = max(self._items, 1)
         mean_calls, mean_tokens = self._ended.calls / items, tokens_of(self._ended) / items

@@ -240,7 +240,8 @@ class _Run:
             if entry.is_final or is_paid(entry.cost):
                 await finished(self.journal.keep(entry))
         finally:
-            self.spending.end(entry.position, entry.cost)
+            has_result = entry.result is not None
+            self.spending.end(entry.position, entry.cost, has_result=has_result)
             async with self.changed:
                 self.changed.notify_all()
 
