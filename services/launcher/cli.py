@@ -153,12 +153,14 @@ def score(
     max_sequences: Annotated[
         int, typer.Option(min=0, max=10_000, help="Most sequences to score; 0: all.")
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of all random choices.")] = 0,
     budget_tokens: Annotated[
-        int, typer.Option(min=0, help="Most tokens of all runs of the key; 0: no limit.")
+        int,
+        typer.Option(min=0, max=2**63 - 1, help="Most tokens of all runs of the key; 0: no limit."),
     ] = 0,
     budget_calls: Annotated[
-        int, typer.Option(min=0, help="Most calls of all runs of the key; 0: no limit.")
+        int,
+        typer.Option(min=0, max=2**63 - 1, help="Most calls of all runs of the key; 0: no limit."),
     ] = 0,
     concurrency: Annotated[
         int, typer.Option(min=0, max=256, help="Explanations at the same time; 0: 4.")

@@ -115,7 +115,7 @@ def test_a_budget_stops_it_and_the_same_key_goes_on(score: Score, tmp_path: Path
     file.write_text(rows_of(*range(7), 10**6))
     usual = ["--dataset", "demo", "--out", str(out), "--max-sequences", "1"]
     usual += ["--calibration", "none", "--concurrency", "1"]
-    keyed = [str(file), *usual, "--key", "a key"]
+    keyed = [str(file), *usual]
     before = score.calls()
     code, rows, told = score.run(*keyed, "--budget-calls", "6")
     assert code == 0, told
@@ -137,10 +137,16 @@ def test_a_budget_stops_it_and_the_same_key_goes_on(score: Score, tmp_path: Path
         assert [row["put"] for row in csv.DictReader(csv_file)] == ["stored"] * 7 + [""]
     assert (out / "scores.png").stat().st_size > 1000
 
+    first, *_, last = content["scores"]
+    assert (first["simulator"], first["calibration"]) == ("cheap", "none")
+    assert first["r_squared"] is not None
+    assert (last["simulator"], last["r_squared"]) == ("", None)
+
     # What was stored is an explanation of the dataset, which can be scored by its name.
-    code, rows, told = score.run("--layer", "0", "--limit", "1", *usual)
+    code, rows, told = score.run("--layer", "0", "--limit", "1", *usual, "--key", "a key")
     assert code == 0, told
     assert [row[:2] for row in rows[1:]] == [["mlp_post_act 0:0", "names 0"]]
+    assert json.loads((out / "scores.json").read_text())["key"] == "a key"
 
 
 @pytest.mark.torch
@@ -159,6 +165,7 @@ def test_a_service_that_is_killed_meanwhile_is_called_again(score: Score, tmp_pa
     score.start_service()
     printed, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
+    assert "doesn't answer, trying for 60 seconds" in told
     assert len(printed.splitlines()) == 101
     spent = json.loads((tmp_path / "out" / "scores.json").read_text())["spent"]["calls"]
     assert 0 <= score.calls() - before - spent <= 2
@@ -204,6 +211,7 @@ def test_what_was_proposed_is_kept_for_the_same_command(score: Score, tmp_path: 
     code, _, told = score.run(*usual[:5], "1", *usual[6:])
     assert code == 0, told
     (only,) = json.loads((out / "scores.json").read_text(encoding="utf-8"))["scores"]
+    assert only["explainer"] == "context"
     assert (only["explanation"], only["status"]) == (explained["text"], "scored")
     assert kept.read_bytes() == before
     # As a crash leaves it.

@@ -82,7 +82,7 @@ def test_a_request_says_whose_the_explanation_is() -> None:
         ("a.csv", b"layer,component,text\n0,1,x\n", "text is no column|explanation is missing"),
         ("a.csv", b'layer,component,explanation\n0,1,"x\n', "can't be read"),
         ("a.jsonl", b'{"layer": 0}\n', "line 1: explanation is missing"),
-        ("a.jsonl", b"\n{half", "can't be read"),
+        ("a.jsonl", b'\n{"layer": 0\n', "line 2 can't be read: .* column 12"),
         ("a.jsonl", b"[1]", "line 1: it can't be used"),
         ("a.jsonl", b"\xff\xfe", "not UTF-8"),
         ("a.yaml", b"{a: 1}", "must hold a list"),
@@ -126,6 +126,10 @@ def test_a_row_without_any_dataset(tmp_path: Path) -> None:
         (["--dataset", "demo", "--calibration", "cubic"], "'cubic' is no calibration kind"),
         (["--dataset", "demo", "--method", "guess"], "--method"),
         (["--dataset", "demo", "--derived-scalar-type", "mlp"], "--derived-scalar-type"),
+        (["--dataset", "demo", "--method", "fuzzing", "--put-to", "x"], "--put-to"),
+        (["--dataset", "demo", "--seed", str(2**64)], "--seed"),
+        (["--dataset", "demo", "--budget-tokens", str(2**63)], "--budget-tokens"),
+        (["--dataset", "demo", "--budget-calls", str(2**63)], "--budget-calls"),
         (["--dataset", "demo", "--key", "é" * 129], "--key"),
         (["--dataset", "demo", "--records-address", "localhost:1"], "needs --address"),
         (["--dataset", "demo", "--address", "nonsense"], "HOST:PORT"),
@@ -149,16 +153,11 @@ def test_what_cant_be_asked_for_is_refused_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_key_follows_from_what_is_scored_and_where_it_goes() -> None:
+def test_the_key_follows_from_what_is_scored() -> None:
     requests = [v1.ScoreExplanationRequest(explanation=text) for text in ("a", "b")]
-    keys = {
-        key_of(requests, ""),
-        key_of(requests[::-1], ""),
-        key_of(requests[:1], ""),
-        key_of(requests, "there"),
-    }
-    assert len(keys) == 4
-    assert key_of(requests, "") == key_of(list(requests), "")
+    keys = {key_of(requests), key_of(requests[::-1]), key_of(requests[:1])}
+    assert len(keys) == 3
+    assert key_of(requests) == key_of(list(requests))
 
 
 def outcomes() -> Outcomes:
@@ -215,13 +214,21 @@ def result(position: int, *, reused: bool, failure: str = "") -> neuropil.BulkRe
             method="simulation",
             score=0.5,
             preferred=neuropil.Score(0.5, (0.1, 0.9)),
-            scores={},
-            uncalibrated_scores={},
+            scores={"ev_correlation": 0.5, "r_squared": 0.25},
+            uncalibrated_scores={"r_squared": -3.0},
             details={},
             sequences=[],
             judgements=[],
             attention=[],
-            provenance=v1.ScoreProvenance(cost=v1.SimulationCost(call_count=3)),
+            provenance=v1.ScoreProvenance(
+                cost=v1.SimulationCost(call_count=3),
+                simulator="far",
+                simulator_model="a model",
+                calibration=v1.Calibration(kind=v1.CALIBRATION_KIND_LINEAR),
+                explanation=v1.ExplanationProvenance(explainer="context"),
+                scored_sequence_count=7,
+                software_version="1.0",
+            ),
             message=v1.ScoredExplanation(),
         )
     return neuropil.BulkResult(
@@ -238,3 +245,25 @@ def test_what_comes_again_after_a_broken_call_was_scored_by_this_run() -> None:
     assert entered.rows[0].calls == 3
     entered.add(result(1, reused=False, failure="why"))
     assert entered.count(FAILED) == 1
+
+
+def test_the_files_say_what_made_a_score(tmp_path: Path) -> None:
+    entered = Outcomes.of(EXPECTED)
+    entered.add(result(0, reused=False))
+    table, whole, _ = write_files(entered, tmp_path, {})
+    made = {
+        "simulator": "far",
+        "simulator_model": "a model",
+        "calibration": "linear",
+        "explainer": "context",
+        "scored_sequences": 7,
+        "software_version": "1.0",
+        "r_squared": 0.25,
+        "uncalibrated_r_squared": -3.0,
+    }
+    first, second = json.loads(whole.read_text(encoding="utf-8"))["scores"]
+    assert made.items() <= first.items()
+    assert (second["simulator"], second["r_squared"]) == ("", None)
+    with table.open(encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert {name: str(value) for name, value in made.items()}.items() <= row.items()

@@ -39,6 +39,9 @@ class HowToScore:
 OnEvent = Callable[[int, v1.SimulationCost], None]
 """Called with how many explanations have an outcome, and what is spent."""
 
+OnAway = Callable[[neuropil.NeuropilError], None]
+"""Called when the service doesn't answer, once each time that it goes away."""
+
 
 def requests_of(
     client: neuropil.Client, explained: Sequence[Explained], how: HowToScore
@@ -65,9 +68,12 @@ def requests_of(
         raise ConfigurationError("", str(error)) from error
 
 
-def key_of(requests: Sequence[v1.ScoreExplanationRequest], put_to: str) -> str:
-    """A key that is the same for the same requests, and for no others."""
-    digest = hashlib.sha256(put_to.encode())
+def key_of(requests: Sequence[v1.ScoreExplanationRequest]) -> str:
+    """A key that is the same for the same requests, and for no others.
+
+    Where results are put is no part of it: to store what is scored is not paid for again.
+    """
+    digest = hashlib.sha256()
     for request in requests:
         content = request.SerializeToString(deterministic=True)
         digest.update(len(content).to_bytes(8, "little") + content)
@@ -81,6 +87,7 @@ def score_all(
     how: HowToScore,
     key: str,
     on_event: OnEvent,
+    on_away: OnAway,
 ) -> None:
     """Enter the outcome of every request.
 
@@ -90,7 +97,7 @@ def score_all(
     Raises:
         neuropil.NeuropilError: if the run can't be begun, or gone on with.
     """
-    heard = time.monotonic()
+    heard, told = time.monotonic(), False
     while True:
         completed, ended = 0, False
         events = client.simulation.bulk_score(
@@ -104,7 +111,7 @@ def score_all(
         try:
             with closing(events):
                 for event in events:
-                    heard = time.monotonic()
+                    heard, told = time.monotonic(), False
                     outcomes.spent = event.spent
                     match event:
                         case neuropil.BulkResult():
@@ -120,6 +127,9 @@ def score_all(
             away = time.monotonic() - heard
             if error.code not in _AWAY or away > how.away_seconds:
                 raise
+            if not told:
+                on_away(error)
+                told = True
             time.sleep(max(_PAUSE_SECONDS, error.retry_after_seconds or 0.0))
         else:
             if ended:

@@ -159,7 +159,7 @@ def _score(
     if not explained:
         raise LauncherFailure("there is nothing to score: no component has an explanation")
     requests = requests_of(client, explained, how)
-    key = how.key or key_of(requests, how.put_to)
+    key = how.key or key_of(requests)
     task = progress.add_task("Score", total=len(explained), spent="")
 
     def told(completed: int, spent: neuropil.simulation.v1.SimulationCost) -> None:
@@ -167,8 +167,16 @@ def _score(
         words = f"{spent.call_count} calls, {tokens} tokens"
         progress.update(task, completed=completed, spent=words)
 
-    score_all(client, requests, outcomes, how, key, told)
-    facts = {"key": key, "simulator": how.simulator, "calibration": how.calibration or ""}
+    def away(error: neuropil.NeuropilError) -> None:
+        seconds = f"{how.away_seconds:.0f} seconds"
+        say(f"the simulation service doesn't answer, trying for {seconds}: {error.message}")
+
+    score_all(client, requests, outcomes, how, key, told, away)
+    asked = {
+        name: getattr(how, name)
+        for name in ("simulator", "method", "calibration", "max_sequences", "seed")
+    }
+    facts = {"key": key, "asked_for": asked}
     try:
         paths = write_files(outcomes, out, facts)
     except OSError as error:

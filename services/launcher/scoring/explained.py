@@ -255,7 +255,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             # Not `splitlines`: JSON allows other line separators inside strings.
             for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
-                    yield f"line {number}", json.loads(line)
+                    yield f"line {number}", _json_line(path, number, line)
         elif suffix == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
             for row in reader:
@@ -277,6 +277,17 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     except (csv.Error, yaml.YAMLError, ValueError, RecursionError) as error:
         words = " ".join(str(error).split())
         raise ConfigurationError("", f"{path} can't be read: {words}") from error
+
+
+def _json_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        words = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            # Its own words count lines from the one that it was given.
+            words = f"{error.msg} at column {error.colno}"
+        raise ConfigurationError("", f"{path}, line {number} can't be read: {words}") from error
 
 
 def _explained(path: Path, place: str, row: Any, defaults: Defaults) -> Explained:

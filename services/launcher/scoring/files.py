@@ -9,10 +9,11 @@ import math
 import os
 import tempfile
 from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from services.launcher.scoring.outcomes import Outcome, Outcomes
+from services.launcher.scoring.outcomes import Measured, Outcome, Outcomes
 
 PLOTTED = 2_000
 """Most intervals of the plot; of more, so many evenly apart by rank."""
@@ -35,6 +36,7 @@ _COLUMNS = (
     "completion_tokens",
     "put",
     "put_failure",
+    *(field.name for field in fields(Measured)),
 )
 
 
@@ -119,6 +121,7 @@ def _row(row: Outcome) -> dict[str, Any]:
         "completion_tokens": row.completion_tokens,
         "put": row.put,
         "put_failure": row.put_failure,
+        **asdict(row.measured),
     }
 
 

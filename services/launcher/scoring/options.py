@@ -13,6 +13,7 @@ from services.launcher.scoring.explained import Proposing, Selection
 from shared.errors import ConfigurationError
 
 _KEY_BYTES = 256
+_NOT_STORABLE = ("detection", "fuzzing")
 
 
 def checked_source(
@@ -44,16 +45,20 @@ def checked_source(
 
 
 def checked_how(
-    *, calibration: str | None, method: str | None, key: str, **others: Any
+    *, calibration: str | None, method: str | None, key: str, put_to: str, **others: Any
 ) -> HowToScore:
-    """How it is scored; ConfigurationError names the option with an unknown name."""
+    """How it is scored; ConfigurationError names the option that can't be used."""
     if calibration is not None:
         _check_name(CALIBRATION_KINDS, "--calibration", calibration)
     if method is not None:
         _check_name(SCORING_METHODS, "--method", method)
+    if put_to and method in _NOT_STORABLE:
+        raise ConfigurationError(
+            "--put-to", f"takes no {method} scores: explanation files have no place for them"
+        )
     if len(key.encode(errors="replace")) > _KEY_BYTES:
         raise ConfigurationError("--key", f"has more than {_KEY_BYTES} bytes")
-    return HowToScore(calibration=calibration, method=method, key=key, **others)
+    return HowToScore(calibration=calibration, method=method, key=key, put_to=put_to, **others)
 
 
 def _check_name(names: EnumNames[Any], option: str, name: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import neuropil
+from neuropil.names import CALIBRATION_KINDS
 from neuropil.simulation import v1
 from services.launcher.scoring.explained import Explained
 
@@ -14,6 +15,54 @@ REUSED = "reused"
 FAILED = "failed"
 LEFT = "left"
 """Status of a row."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a score was made by, and the scores beside the preferred one; None where there is none.
+
+    What a field means for which method is said in `neuropil.ScoredExplanation`.
+    """
+
+    simulator: str = ""
+    simulator_model: str = ""
+    calibration: str = ""
+    prompt_version: str = ""
+    judge_model: str = ""
+    explainer: str = ""
+    """Of an explanation that was proposed."""
+    explainer_model: str = ""
+    scored_sequences: int | None = None
+    software_version: str = ""
+    r_squared: float | None = None
+    absolute_deviation_explained: float | None = None
+    uncalibrated_ev_correlation: float | None = None
+    uncalibrated_r_squared: float | None = None
+    uncalibrated_absolute_deviation_explained: float | None = None
+    roc_auc: float | None = None
+
+    @classmethod
+    def of(cls, scored: neuropil.ScoredExplanation) -> Measured:
+        """By the answer's provenance."""
+        provenance, before = scored.provenance, scored.uncalibrated_scores
+        calibrated = provenance.HasField("calibration")
+        return cls(
+            provenance.simulator,
+            provenance.simulator_model,
+            CALIBRATION_KINDS.name(provenance.calibration.kind) if calibrated else "",
+            provenance.prompt_version or provenance.judge_prompt_version,
+            provenance.judge_model,
+            provenance.explanation.explainer,
+            provenance.explanation.model,
+            provenance.scored_sequence_count,
+            provenance.software_version,
+            scored.scores.get("r_squared"),
+            scored.scores.get("absolute_deviation_explained"),
+            before.get("ev_correlation"),
+            before.get("r_squared"),
+            before.get("absolute_deviation_explained"),
+            scored.scores.get("roc_auc"),
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +82,7 @@ class Outcome:
     completion_tokens: int = 0
     put: str = ""
     put_failure: str = ""
+    measured: Measured = field(default_factory=Measured)
 
     @property
     def tokens(self) -> int:
@@ -82,6 +132,7 @@ class Outcomes:
             cost.completion_tokens,
             result.put,
             result.put_failure,
+            Measured.of(scored),
         )
 
     def count(self, *statuses: str) -> int:

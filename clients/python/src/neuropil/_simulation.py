@@ -274,6 +274,7 @@ class SimulationClient:
         closes the iterator, and the service stops too.
 
         Raises:
+            ValueError: if a number is out of range.
             NeuropilError: FAILED_PRECONDITION where the deployment keeps no state, or the key is
                 that of other requests; a request that fails is a `BulkResult` with its failure.
         """
