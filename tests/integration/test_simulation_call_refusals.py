@@ -82,6 +82,20 @@ GIVEN = v1.LabeledSequences(scored_sequences=columns(["a"]))
         ),
         (
             "SimulateExplanations",
+            v1.SimulateExplanationsRequest(explanations=["x"], tokens=["a", "b" * 10_001]),
+            "RESOURCE_EXHAUSTED",
+            "TOKEN_TOO_LONG",
+            "tokens",
+        ),
+        (
+            "SimulateExplanations",
+            v1.SimulateExplanationsRequest(explanations=["x"] * 200, tokens=["b" * 5_000] * 5),
+            "RESOURCE_EXHAUSTED",
+            "TOO_MANY_TOKENS",
+            "tokens",
+        ),
+        (
+            "SimulateExplanations",
             v1.SimulateExplanationsRequest(explanations=["x"], tokens=["a"], simulator="other"),
             "INVALID_ARGUMENT",
             "UNKNOWN_SIMULATOR",

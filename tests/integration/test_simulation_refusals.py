@@ -90,6 +90,12 @@ def percentile(simulated: common.Tensor, calibrated: common.Tensor) -> v1.Calibr
             "RESOURCE_EXHAUSTED",
             "explanation",
         ),
+        (
+            "Simulate",
+            v1.SimulateRequest(explanation="x", sequences=columns(["a"], ["b", "é" * 10_001])),
+            "RESOURCE_EXHAUSTED",
+            "sequences[1]",
+        ),
         ("Simulate", v1.SimulateRequest(explanation="x"), "", "sequences"),
         (
             "Simulate",

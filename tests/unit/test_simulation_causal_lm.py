@@ -246,6 +246,17 @@ async def test_a_sequence_is_the_same_alone_and_among_others(demo: CausalLmSimul
         assert alone.probabilities == pytest.approx(among.probabilities, abs=TOLERANCE)
 
 
+async def test_how_many_tokens_run_together_changes_no_answer(demo: CausalLmSimulator) -> None:
+    sequences = [SENTENCE, SENTENCE * 5]
+    expected = await simulated(demo, EXPLANATION, sequences)
+    little = of_folder(DEMO, batch_tokens=16)
+    results = await simulated(little, EXPLANATION, sequences)
+    for result, other in zip(results, expected, strict=True):
+        assert result.probabilities == pytest.approx(other.probabilities, abs=TOLERANCE)
+    assert little.capabilities == demo.capabilities
+    await little.close()
+
+
 async def test_long_sequences_are_read_in_windows_that_repeat_nothing(
     demo: CausalLmSimulator,
 ) -> None:

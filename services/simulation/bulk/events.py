@@ -34,6 +34,7 @@ _LASTING_REASONS = frozenset(
         "PROMPT_TOO_LONG",
         "RESULT_TOO_LARGE",
         "SEQUENCE_TOO_LONG",
+        "TOKEN_TOO_LONG",
         "TOO_MANY_TOKENS",
     }
 )

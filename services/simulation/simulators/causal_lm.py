@@ -57,6 +57,8 @@ _ROOM_WANTED = 128
 """Ids that a prompt must leave for explanation and sequence, to be taken before a shorter one."""
 _LEAST_ROOM = 16
 """Ids that an explanation must leave for the sequence."""
+_LONGEST_ROW = 4096
+"""Ids of a row at most, of a model that reads more. Not a setting: answers depend on it."""
 _IDS_A_TOKEN = 5
 
 
@@ -220,7 +222,7 @@ class CausalLmSimulator(OneByOne):
     def _room(self, model: LocalModel, prepared: PromptInUse, explanation: int) -> int:
         """Ids that a row may have."""
         if model.max_positions is None:
-            return self._batch_tokens
+            return _LONGEST_ROW
         taken = len(prepared.shared) + explanation + len(prepared.reading.branch)
         room = model.max_positions - taken
         if room < _LEAST_ROOM:
@@ -232,7 +234,7 @@ class CausalLmSimulator(OneByOne):
                 reason="EXPLANATION_TOO_LONG",
                 metadata={"tokens": str(explanation), "limit": str(room + explanation)},
             )
-        return min(room, self._batch_tokens)
+        return min(room, _LONGEST_ROW)
 
 
 def _shared_ids(tokenizer: PieceTokenizer, pieces: Pieces) -> tuple[int, ...]:
@@ -253,8 +255,10 @@ def _capabilities(method: str, model: LocalModel, prepared: PromptInUse) -> Iter
         if model.shares_prefix
         else f"every prompt is computed whole: {model.shares_prefix_reason}"
     )
-    if model.max_positions is not None:
-        room = model.max_positions - len(prepared.shared)
+    room = None if model.max_positions is None else model.max_positions - len(prepared.shared)
+    if room is None or room > _LONGEST_ROW:
+        yield f"a window of a sequence has {_LONGEST_ROW} tokens at most"
+    else:
         yield (
             f"reads {model.max_positions} tokens, of which the prompt leaves {room} for the "
             "explanation and a window of a sequence"

@@ -36,6 +36,8 @@ MAX_EXPLANATIONS = 256
 MAX_SEQUENCES = 10_000
 MAX_TOKENS = 500_000
 MAX_SEQUENCE_TOKENS = 100_000
+MAX_TOKEN_CHARACTERS = 10_000
+MAX_CHARACTERS = 8 * MAX_TOKENS
 """Limits of one call, so that no call holds a simulator for hours."""
 
 
@@ -291,6 +293,32 @@ def check_explanations(explanations: Sequence[str], tokens: Sequence[str]) -> No
             field="tokens",
             reason="TOO_MANY_TOKENS",
         )
+    characters = _check_tokens(tokens, "tokens") * len(explanations)
+    _check_characters(characters, "tokens", ", counted once an explanation")
+
+
+def _check_tokens(tokens: Sequence[str], field: str) -> int:
+    """The characters of a sequence; ResourceExhausted where a token has too many."""
+    lengths = [len(token) for token in tokens]
+    longest = max(lengths)
+    if longest > MAX_TOKEN_CHARACTERS:
+        raise ResourceExhausted(
+            f"token {lengths.index(longest)} of {field} has {longest} characters; at most "
+            f"{MAX_TOKEN_CHARACTERS} are read",
+            field=field,
+            reason="TOKEN_TOO_LONG",
+        )
+    return sum(lengths)
+
+
+def _check_characters(characters: int, field: str, how: str = "") -> None:
+    if characters > MAX_CHARACTERS:
+        raise ResourceExhausted(
+            f"{characters} characters of tokens in one call{how}; at most {MAX_CHARACTERS} are "
+            "simulated",
+            field=field,
+            reason="TOO_MANY_TOKENS",
+        )
 
 
 def _check_explanation(explanation: str, field: str) -> None:
@@ -310,7 +338,7 @@ def check_request(explanation: str, sequences: Sequence[Sequence[str]]) -> None:
 
     Raises:
         InvalidInput: an explanation without a letter, digit or sign, or a sequence without tokens.
-        ResourceExhausted: the explanation or the sequences are over the limits of one call.
+        ResourceExhausted: the explanation, the sequences or a token are over the limits of a call.
     """
     _check_explanation(explanation, "explanation")
     if len(sequences) > MAX_SEQUENCES:
@@ -340,6 +368,10 @@ def check_request(explanation: str, sequences: Sequence[Sequence[str]]) -> None:
             field="sequences",
             reason="TOO_MANY_TOKENS",
         )
+    characters = sum(
+        _check_tokens(tokens, f"sequences[{position}]") for position, tokens in enumerate(sequences)
+    )
+    _check_characters(characters, "sequences")
 
 
 def check_distributions(probabilities: FloatArray, tokens: int) -> None:
