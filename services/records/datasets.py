@@ -185,8 +185,8 @@ class DatasetRegistry:
                 if is_within(form, canonical_prefix):
                     return Folder(path=form, name=name, root=prefix)
         raise InvalidArgument(
-            f"{name!r} may not be read: it is neither a configured dataset nor under an allowed "
-            "path prefix.",
+            f"{name!r} may not be read or written: it is neither a configured dataset nor under "
+            "an allowed path prefix.",
             field=field,
             reason=PATH_NOT_ALLOWED,
         )

@@ -9,7 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from neuropil.common import v1 as common
+from neuropil.errors import NeuropilError as ClientError
 from neuropil.errors import atranslated
+from neuropil.records import v1 as records
 from neuropil.simulation import v1
 from neuropil.stored_scores import put_request
 from services.simulation.bulk.budget import Budget
@@ -17,13 +20,16 @@ from services.simulation.bulk.events import ItemProgress, ItemResult, RunEvent
 from services.simulation.bulk.run import DEFAULT_CONCURRENCY, BulkRun, BulkRunner
 from services.simulation.convert.scored_explanations import scored_message
 from services.simulation.convert.scoring_requests import scoring_request
-from services.simulation.data_plane import SimulationPlane
+from services.simulation.data_plane import Scored, SimulationPlane
 from services.simulation.errors import InvalidInput
 from services.simulation.scoring.simulation_scoring import ScoringProgress
 from shared.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from neuropil.records.v1.records_service_pb2_grpc import RecordReaderAsyncStub
+
+_NO_PLACE = frozenset({"PATH_NOT_ALLOWED", "UNKNOWN_DATASET"})
+"""Reasons of the record reader for names that it will never put anything to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +59,13 @@ class BulkScorer:
 
         Raises:
             InvalidInput: results are to be put, and a request names no component.
+            neuropil.errors.NeuropilError: the record reader knows no such explanation dataset, or
+                may not write there.
         """
         requests, dataset = scoring.requests, scoring.explanation_dataset
         if dataset:
             _check_components(requests)
+            await self._check_place(requests[0].recorded_component.component, dataset)
 
         async def score(position: int) -> AsyncGenerator[ItemProgress | ItemResult, None]:
             request = scoring_request(requests[position])
@@ -65,8 +74,9 @@ class BulkScorer:
                     if isinstance(event, ScoringProgress):
                         yield ItemProgress(event.cost)
                     else:
-                        message = scored_message(event, request.explained_by)
-                        yield ItemResult(message.SerializeToString(), event.provenance.cost)
+                        # Of thousands of sequences this takes a while.
+                        result = await asyncio.to_thread(_serialized, event, request.explained_by)
+                        yield ItemResult(result, event.provenance.cost)
 
         async def put(position: int, result: bytes) -> None:
             component = requests[position].recorded_component.component
@@ -91,6 +101,30 @@ class BulkScorer:
         async with aclosing(self._runner.run(run)) as running:
             async for happened in running:
                 yield happened
+
+    async def _check_place(self, component: common.ComponentId, dataset: str) -> None:
+        """Refuse a place that nothing can be put to before anything is paid for."""
+        request = records.ListExplanationsRequest(
+            component=component,
+            explanation_datasets=records.ExplanationDatasets(paths=[dataset]),
+        )
+        try:
+            async with atranslated():
+                await self._records.ListExplanations(request)
+        except ClientError as error:
+            # That nothing is there yet is no failure, and others may be over until the first put.
+            if error.reason in _NO_PLACE:
+                raise ClientError(
+                    error.code,
+                    error.message,
+                    reason=error.reason,
+                    field="explanation_dataset",
+                    metadata=error.metadata,
+                ) from error
+
+
+def _serialized(scored: Scored, explained_by: v1.ExplanationProvenance | None) -> bytes:
+    return scored_message(scored, explained_by).SerializeToString()
 
 
 def _fingerprint(request: v1.ScoreExplanationRequest) -> bytes:

@@ -159,11 +159,21 @@ async def test_what_fails_says_why_and_the_rest_goes_on(world: World) -> None:
 
 
 async def test_where_nothing_can_be_stored_scores_are_given_all_the_same(world: World) -> None:
-    results, last = await run(world, bulk(request_of(0), put_to="/nowhere/allowed"))
+    # A file stands where the folder should be.
+    write_atomically(Path(world.explanations), b"")
+    results, last = await run(world, bulk(request_of(0), put_to=world.explanations))
     assert results[0].put == v1.PUT_OUTCOME_FAILED
     assert results[0].put_failure
     assert results[0].HasField("scored_explanation")
     assert (last.summary.done, last.summary.not_put) == (1, 1)
+
+
+async def test_a_place_that_is_none_is_refused_before_anything_is_paid_for(world: World) -> None:
+    for place, reason in (("/nowhere/allowed", "PATH_NOT_ALLOWED"), ("name", "UNKNOWN_DATASET")):
+        refused = await refusal(world, bulk(request_of(0), put_to=place))
+        assert (refused.reason, refused.field) == (reason, "explanation_dataset")
+        assert place in refused.message
+    assert world.count() == 0
 
 
 async def test_a_key_is_used_once_at_a_time_and_for_the_same_requests(

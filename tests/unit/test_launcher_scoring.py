@@ -127,6 +127,7 @@ def test_a_row_without_any_dataset(tmp_path: Path) -> None:
         (["--dataset", "demo", "--method", "guess"], "--method"),
         (["--dataset", "demo", "--derived-scalar-type", "mlp"], "--derived-scalar-type"),
         (["--dataset", "demo", "--method", "fuzzing", "--put-to", "x"], "--put-to"),
+        (["--dataset", "demo", "--method", "fuzzing", "--calibration", "linear"], "--calibration"),
         (["--dataset", "demo", "--seed", str(2**64)], "--seed"),
         (["--dataset", "demo", "--budget-tokens", str(2**63)], "--budget-tokens"),
         (["--dataset", "demo", "--budget-calls", str(2**63)], "--budget-calls"),

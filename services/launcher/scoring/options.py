@@ -56,6 +56,8 @@ def checked_how(
         raise ConfigurationError(
             "--put-to", f"takes no {method} scores: explanation files have no place for them"
         )
+    if method not in (None, "simulation") and calibration not in (None, "none"):
+        raise ConfigurationError("--calibration", f"nothing is calibrated for {method}")
     if len(key.encode(errors="replace")) > _KEY_BYTES:
         raise ConfigurationError("--key", f"has more than {_KEY_BYTES} bytes")
     return HowToScore(calibration=calibration, method=method, key=key, put_to=put_to, **others)
