@@ -245,12 +245,39 @@ async def test_a_model_says_how_it_is(folder: Path, tmp_path: Path) -> None:
             await model.choose(prompts("Yes?"), ["Yes", "No"])
     assert model.state.startswith("failed: the model in ")
     shutil.copytree(folder, tmp_path / "none")
+    # For a while, the failure holds; then a call tries again.
+    with pytest.raises(Unavailable, match="not a folder"):
+        await model.choose(prompts("Yes?"), ["Yes", "No"])
+    model._attempts._held_until = 0.0
     await model.choose(prompts("Yes?"), ["Yes", "No"])
     assert model.state == "ready"
     assert model.version.startswith("none@")
     await model.close()
     with pytest.raises(Unavailable, match="closed"):
         await model.choose(prompts("Yes?"), ["Yes", "No"])
+
+
+async def test_calls_that_wait_for_a_broken_model_do_not_load_it_in_turn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def load(*args: object, **given: object) -> LocalModel:
+        attempts.append(args)
+        raise KeyError("what nobody thought of")
+
+    monkeypatch.setattr(LocalModel, "load", load)
+    model = LocalLanguageModel(str(folder), "cpu")
+    model.start()
+    calls = [model.choose(prompts("Yes?"), ["Yes", "No"]) for _ in range(5)]
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert len(attempts) == 1
+    for error in errors:
+        assert isinstance(error, Unavailable)
+        assert error.reason == "MODEL_NOT_LOADED"
+        assert "what nobody thought of" in error.message
+    assert model.state == f"failed: {errors[0]}"
+    await model.close()
 
 
 async def test_callers_take_turns() -> None:

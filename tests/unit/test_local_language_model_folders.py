@@ -16,7 +16,7 @@ from services.simulation.language_models.local.loading import check_folder, fing
 from services.simulation.language_models.local.model import LocalModel
 from services.simulation.language_models.local.prefixes import Prefix
 from services.simulation.language_models.local.rows import Row
-from shared.errors import ConfigurationError, FailedPrecondition, Unavailable
+from shared.errors import ConfigurationError, FailedPrecondition, ResourceExhausted, Unavailable
 from tests.unit import small_language_models as small
 
 pytestmark = pytest.mark.torch
@@ -91,6 +91,13 @@ def shard_missing(folder: Path) -> None:
     shards[1].unlink()
 
 
+def few_positions(folder: Path) -> None:
+    shutil.rmtree(folder)
+    configuration = small.configurations()["gpt2"]
+    configuration.n_positions = 4
+    small.save(configuration, folder)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no folder": (shutil.rmtree, "is not a folder"),
     "no configuration": (without("config.json"), "no config.json"),
@@ -111,6 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "another depth": (changed(num_hidden_layers=4), "missing"),
     "a weight too few": (weights_without("layers.1.mlp.up_proj"), "missing: model.layers.1.mlp"),
     "a smaller vocabulary": (changed(vocab_size=100), "another shape"),
+    "too few positions": (few_positions, "a prompt of 6 tokens is longer than the 4"),
     "a sentence model": (sentence_model, "no causal language model"),
 }
 
@@ -147,6 +155,66 @@ def test_what_the_machine_has_not_is_refused(
         return
     with pytest.raises(Unavailable, match=said):
         LocalModel.load(str(good), device, dtype)
+
+
+def of_roberta(folder: Path) -> None:
+    import transformers
+
+    config = transformers.RobertaConfig(
+        vocab_size=small.VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        is_decoder=True,
+    )
+    small.save(config, folder)
+
+
+def of_mpt(folder: Path) -> None:
+    import transformers
+
+    config = transformers.MptConfig(
+        vocab_size=small.VOCABULARY, d_model=32, n_layers=2, n_heads=2, max_seq_len=64
+    )
+    small.save(config, folder)
+
+
+@pytest.mark.parametrize("make", [of_roberta, of_mpt])
+def test_models_read_as_many_tokens_as_they_have_positions_for(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path)
+    model = LocalModel.load(str(tmp_path), "cpu")
+    assert model.max_positions == 64
+    columns = np.asarray([3, 4])
+    longest = Row(tuple(range(4, 68)), np.asarray([63]), columns)
+    assert model.logits(Prefix(), [longest])[0].values.shape == (1, 2)
+    with pytest.raises(ResourceExhausted) as refused:
+        model.logits(Prefix(), [Row((*longest.ids, 5), np.asarray([64]), columns)])
+    assert refused.value.reason == "PROMPT_TOO_LONG"
+    # Where no configuration tells of a bound that is there, the pass fails with a reason.
+    model.max_positions = None
+    with pytest.raises(FailedPrecondition, match="a pass of 80 tokens") as failed:
+        model.logits(Prefix(), [Row(tuple(range(4, 84)), np.asarray([79]), columns)])
+    assert failed.value.reason == "FORWARD_PASS_FAILED"
+
+
+def test_a_device_without_memory_is_said_so(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model = LocalModel.load(str(good), "cpu")
+
+    def takes_too_much(*args: object, **given: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(model.loaded.model, "forward", takes_too_much)
+    with pytest.raises(ResourceExhausted, match="no memory for a pass of 2 tokens") as refused:
+        model.logits(Prefix(), [Row((5, 6), np.asarray([1]), np.asarray([3]))])
+    assert refused.value.reason == "OUT_OF_DEVICE_MEMORY"
+    assert refused.value.metadata == {"tokens": "2"}
 
 
 def spoiled(folder: Path, name: str, row: int | None, value: float) -> None:

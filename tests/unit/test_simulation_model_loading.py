@@ -44,4 +44,5 @@ def test_simulators_that_load_side_by_side_become_ready() -> None:
         check=False,
         timeout=120,
     )
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["['ready']"]), done.stderr
+    # A log line of the other thread may come after it.
+    assert (done.returncode, "['ready']" in done.stdout.splitlines()) == (0, True), done.stderr

@@ -304,8 +304,11 @@ async def test_broken_folders_say_what_is_wrong(
         await simulated(simulator, [["a"]])
     assert caught.value.reason == "MODEL_NOT_LOADED"
     assert simulator.state.startswith("failed: ")
-    # What failed is tried again.
+    # What failed is tried again, but not by each of the calls that waited.
     copy(folder, tmp_path)
+    with pytest.raises(Unavailable, match=message):
+        await simulated(simulator, [["a"]])
+    simulator._attempts._held_until = 0.0
     assert len(await simulated(simulator, [["a"]])) == 1
     assert simulator.state == "ready"
     await simulator.close()

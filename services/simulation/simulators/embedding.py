@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import structlog
 
+from services.simulation.model_loading import LoadAttempts
 from services.simulation.simulators.cues import Cues
 from services.simulation.simulators.evidence import (
     distributions,
@@ -62,6 +63,7 @@ class EmbeddingSimulator(OneByOne):
         # One thread: the model fills all cores by itself, and its caches need no lock.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"simulator-{name}")
         self._encoder: SentenceEncoder | None = None
+        self._attempts = LoadAttempts()
         self._common = tuple(
             resources.files("services.simulation.simulators")
             .joinpath("background_words.txt")
@@ -95,31 +97,37 @@ class EmbeddingSimulator(OneByOne):
 
     def _loaded(self) -> SentenceEncoder:
         if self._encoder is None:
-            self._encoder = SentenceEncoder.load()
+            try:
+                self._encoder = self._attempts.attempt(self._load)
+            except Unavailable as error:
+                self.state = f"failed: {error.message}"
+                raise
             self.state = "ready"
         return self._encoder
+
+    def _load(self) -> SentenceEncoder:
+        try:
+            return SentenceEncoder.load()
+        # Broken weights raise errors of many classes.
+        except Exception as error:
+            raise Unavailable(
+                f"the sentence model can't be loaded: {error}", reason="MODEL_NOT_LOADED"
+            ) from error
 
     def _report_loading(self, loading: Future[SentenceEncoder]) -> None:
         if loading.cancelled():
             return
         error = loading.exception()
         if error is None:
-            self.state = "ready"
             _log.info("simulator_loaded", simulator=self.name, device=loading.result().device)
         else:
-            # Calls try again, and answer UNAVAILABLE if that fails too.
-            self.state = f"failed: {error}"
+            # Later calls try again, and answer UNAVAILABLE if that fails too.
             _log.error("simulator_not_loaded", simulator=self.name, error=str(error))
 
     def _simulate(
         self, explanation: str, batch: Sequence[Sequence[str]], stopped: Callable[[], bool]
     ) -> list[SimulatedSequence]:
-        try:
-            encoder = self._loaded()
-        except (ImportError, OSError) as error:
-            raise Unavailable(
-                f"the sentence model can't be loaded: {error}", reason="MODEL_NOT_LOADED"
-            ) from error
+        encoder = self._loaded()
         began = time.perf_counter()
         cost = EncodingCost()
         explanation = readable(explanation)

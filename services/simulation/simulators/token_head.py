@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 import structlog
 
+from services.simulation.model_loading import LoadAttempts
 from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.interface import (
     SimulatedSequence,
@@ -32,7 +33,6 @@ from services.simulation.simulators.interface import (
 )
 from services.simulation.simulators.piece_alignment import NO_PIECE, AlignedPieces
 from services.simulation.simulators.token_head_model import (
-    BrokenFolder,
     FloatArray,
     TokenClassifier,
     fingerprint,
@@ -87,6 +87,7 @@ class TokenHeadSimulator:
         # One thread: the model fills all cores by itself.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"simulator-{name}")
         self._classifier: TokenClassifier | None = None
+        self._attempts = LoadAttempts()
 
     def start(self) -> None:
         """Load the model in the background; a call that comes earlier waits for it."""
@@ -131,13 +132,27 @@ class TokenHeadSimulator:
 
     def _loaded(self) -> TokenClassifier:
         if self._classifier is None:
-            self._classifier = TokenClassifier.load(self._folder, self._device)
+            try:
+                self._classifier = self._attempts.attempt(self._load)
+            except Unavailable as error:
+                self.state = f"failed: {error.message}"
+                raise
             self.model = self._version()
             self.capabilities = (
                 f"reads {self._classifier.max_pieces} pieces at once; longer sequences in windows",
             )
             self.state = "ready"
         return self._classifier
+
+    def _load(self) -> TokenClassifier:
+        try:
+            return TokenClassifier.load(self._folder, self._device)
+        # torch and transformers raise errors of many classes.
+        except Exception as error:
+            raise Unavailable(
+                f"the token head {self.name!r} can't be loaded: {error}",
+                reason="MODEL_NOT_LOADED",
+            ) from error
 
     def _report_loading(self, loading: Future[TokenClassifier]) -> None:
         if loading.cancelled():
@@ -146,8 +161,7 @@ class TokenHeadSimulator:
         if error is None:
             _log.info("simulator_loaded", simulator=self.name, device=loading.result().device)
         else:
-            # Calls try again, and answer UNAVAILABLE if that fails too.
-            self.state = f"failed: {error}"
+            # Later calls try again, and answer UNAVAILABLE if that fails too.
             _log.error("simulator_not_loaded", simulator=self.name, error=str(error))
 
     def _simulate(
@@ -155,13 +169,7 @@ class TokenHeadSimulator:
     ) -> list[SimulatedSequence]:
         if stopped():
             raise _Stopped
-        try:
-            classifier = self._loaded()
-        except (BrokenFolder, ImportError, OSError, RuntimeError) as error:
-            raise Unavailable(
-                f"the token head {self.name!r} can't be loaded: {error}",
-                reason="MODEL_NOT_LOADED",
-            ) from error
+        classifier = self._loaded()
         began = time.perf_counter()
         tokenizer = classifier.tokenizer
         heads = {text: tokenizer.text_ids(text) for text in dict.fromkeys(e for e, _ in pairs)}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.simulation.model_loading import loading_alone
+from services.simulation.model_positions import max_positions
 from services.simulation.sequence_simulation import NUM_VALUES
 from services.simulation.simulators.piece_alignment import PairTokenizer
 
@@ -100,7 +101,7 @@ class TokenClassifier:
             model=model,
             tokenizer=tokenizer,
             device=chosen,
-            max_pieces=_max_pieces(model),
+            max_pieces=min(MOST_PIECES, max_positions(model) or MOST_PIECES),
             columns=columns,
             has_types=(getattr(config, "type_vocab_size", 0) or 0) > 1,
             pad_id=getattr(config, "pad_token_id", None) or 0,
@@ -196,23 +197,6 @@ def _tokenizer(folder: Path) -> PairTokenizer:
     except Exception as error:
         # The library raises plain Exceptions for a definition that it can't read.
         raise BrokenFolder(f"{path} holds no tokenizer: {_short(error)}") from error
-
-
-def _max_pieces(model: Any) -> int:
-    config = model.config
-    limits = [MOST_PIECES]
-    for name in ("max_position_embeddings", "n_positions"):
-        limit = getattr(config, name, None)
-        if isinstance(limit, int) and limit > 0:
-            limits.append(limit)
-    for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from behind the padding's number.
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limits)
 
 
 def _short(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from services.simulation.language_models.interface import (
     Prompt,
 )
 from services.simulation.language_models.local.worker import DeviceWorker
+from services.simulation.model_loading import LoadAttempts
 from shared.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class LocalLanguageModel:
         self._cache_bytes = cache_megabytes * 1024 * 1024
         self._worker = DeviceWorker(f"language-model-{path}")
         self._model: LocalModel | None = None
-        self._failure: str = ""
+        self._attempts = LoadAttempts()
 
     @property
     def version(self) -> str:
@@ -67,7 +68,8 @@ class LocalLanguageModel:
         """`loading`, `ready` or `failed: why`."""
         if self._model is not None:
             return "ready"
-        return f"failed: {self._failure}" if self._failure else "loading"
+        failure = self._attempts.failure
+        return f"failed: {failure}" if failure else "loading"
 
     @property
     def model(self) -> LocalModel | None:
@@ -120,29 +122,32 @@ class LocalLanguageModel:
 
     def _load_steps(self) -> Generator[None, None, LocalModel]:
         if self._model is None:
-            try:
-                from services.simulation.language_models.local.model import LocalModel
-
-                self._model = LocalModel.load(
-                    self.path,
-                    self._device,
-                    self._dtype,
-                    batch_tokens=self._batch_tokens,
-                    cache_bytes=self._cache_bytes,
-                )
-            except ImportError as error:
-                self._failure = str(error)
-                raise Unavailable(
-                    f"the model in {self.path} can't be loaded: {error}",
-                    reason="MODEL_NOT_LOADED",
-                ) from error
-            except Unavailable as error:
-                self._failure = error.message
-                raise
+            self._model = self._attempts.attempt(self._load)
         yield
         return self._model
 
+    def _load(self) -> LocalModel:
+        try:
+            from services.simulation.language_models.local.model import LocalModel
+
+            return LocalModel.load(
+                self.path,
+                self._device,
+                self._dtype,
+                batch_tokens=self._batch_tokens,
+                cache_bytes=self._cache_bytes,
+            )
+        except Unavailable:
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise Unavailable(
+                f"the model in {self.path} can't be loaded: {why}"[:600],
+                reason="MODEL_NOT_LOADED",
+                metadata={"path": self.path},
+            ) from error
+
     def _report(self, loading: Future[Any]) -> None:
         if not loading.cancelled() and loading.exception() is not None:
-            # Calls try again, and answer UNAVAILABLE if that fails too.
+            # Later calls try again, and answer UNAVAILABLE if that fails too.
             _log.error("language_model_not_loaded", path=self.path, error=str(loading.exception()))

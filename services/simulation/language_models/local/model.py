@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from services.simulation.language_models.interface import GenerationOptions
 from services.simulation.language_models.local import activations, attention, generation
+from services.simulation.language_models.local.forward_failures import refusing_what_fails
 from services.simulation.language_models.local.heads import ColumnHead
 from services.simulation.language_models.local.loading import LoadedModel, load_model, not_loaded
 from services.simulation.language_models.local.packing import PackedRows, batches
@@ -33,7 +34,8 @@ from services.simulation.language_models.local.rows import (
     never,
     not_finite,
 )
-from shared.errors import FailedPrecondition, ResourceExhausted
+from services.simulation.model_positions import max_positions
+from shared.errors import NeuropilError, ResourceExhausted
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +87,7 @@ class LocalModel:
         model = cls(loaded, batch_tokens, SegmentCache(cache_bytes))
         try:
             probe(model)
-        except (FailedPrecondition, NotCausal, RuntimeError) as error:
+        except (NeuropilError, NotCausal) as error:
             raise not_loaded(path, str(error)) from error
         _log.info(
             "language_model_loaded",
@@ -99,7 +101,8 @@ class LocalModel:
 
     def __post_init__(self) -> None:
         self._model = self.loaded.model
-        self._config = self._model.config.get_text_config()
+        self.max_positions = max_positions(self._model)
+        """Tokens that a prompt has at most; None where the model has no such bound."""
         self._plain_attention = self._model.config._attn_implementation
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._head = ColumnHead.put_into(self._model)
@@ -118,12 +121,6 @@ class LocalModel:
     def fingerprint(self) -> str:
         """Hash of what the answers depend on."""
         return self.loaded.fingerprint
-
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens that a prompt has at most; None where the model has no such bound."""
-        positions = getattr(self._config, "max_position_embeddings", None)
-        return int(positions) if isinstance(positions, int) and positions > 0 else None
 
     @property
     def vocabulary(self) -> int:
@@ -383,7 +380,7 @@ class LocalModel:
         if self._keeps_logits:
             given["logits_to_keep"] = index
         logits: torch.Tensor
-        with torch.inference_mode(), self._head.only(columns):
+        with refusing_what_fails(len(ids)), torch.inference_mode(), self._head.only(columns):
             if running is None:
                 logits = self._model(**given).logits[0]
             else:
