@@ -49,6 +49,12 @@ TEXT = ("He", " said", " unto", " the", " li", "on", ",", " 'Sing", "ing", "' 12
         ("words in all caps", [" is BAD"]),
         ("the first token", ["He"]),
         ("the word « unto »", [" unto"]),
+        ("words that end in '-ing', and the word 'to'", ["ing"]),
+        ("words ending in 'ing' or 'to'", [" unto", "ing"]),
+        ("words starting with 'sa', 'th' and 'un'", [" said", " unto", " the"]),
+        ("the words 'end' and 'to'", []),
+        ("the word after 'end' and the word after 'unto'", [" the"]),
+        ("the phrase ', 'Sing'", []),
         ("after a colon: the word 'unto'", [" unto"]),
         ("the word 'He', and the word after 'the'", ["He", "on"]),
         ("the lion's mane and the dogs' tails", []),
@@ -58,6 +64,19 @@ TEXT = ("He", " said", " unto", " the", " li", "on", ",", " 'Sing", "ing", "' 12
 )
 def test_cues(explanation: str, expected: list[str]) -> None:
     assert matched(explanation, *TEXT) == expected
+
+
+@pytest.mark.parametrize(
+    ("explanation", "expected"),
+    [
+        ("the phrase '-ing'", ["ing"]),
+        ("the phrases 'a b' and '-ing'", ["ing"]),
+        ("words that end in '-ing'", ["ing", " sing"]),
+        ("the phrase 'a b', and words that end in '-ing'", ["ing", " sing"]),
+    ],
+)
+def test_hyphens_of_phrases_are_signs(explanation: str, expected: list[str]) -> None:
+    assert matched(explanation, " -", "ing", " sing") == expected
 
 
 @pytest.mark.parametrize(

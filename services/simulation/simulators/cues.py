@@ -28,6 +28,8 @@ _STARTS = re.compile(
 )
 _AFTER = re.compile(r"\b(after|following|follows?|preceded by)\b", re.IGNORECASE)
 _BEFORE = re.compile(r"\b(before|preceding|precedes?|followed by)\b", re.IGNORECASE)
+_PHRASE = re.compile(r"\bphrases?\b", re.IGNORECASE)
+_LISTED = re.compile(r"[\s,;/]*(?:\b(?:and|or)\b[\s,/]*)*", re.IGNORECASE)
 _CLAUSE_END = re.compile(r"[^\s\w,]")
 
 TokenMatch = NDArray[np.bool_]
@@ -117,15 +119,17 @@ class Cues:
     def from_explanation(cls, explanation: str) -> Cues:
         """Read the cues; an explanation without any is matched by meaning alone."""
         quoted = []
-        end = 0
+        end, stated = 0, ""
         for match in _QUOTED.finditer(explanation):
             text = next(group for group in match.groups() if group is not None)
-            # A quotation ends a clause: each part of the text is looked at only once.
-            clause = _CLAUSE_END.split(explanation[end : match.start()])[-1]
+            # What other quotations hold says nothing of this one.
+            between = explanation[end : match.start()]
             end = match.end()
+            if not _LISTED.fullmatch(between):
+                stated = _stated(between[-40:])
             if text.strip():
-                near = explanation[max(0, match.start() - 40) : match.start()]
-                quoted.append(_quoted(text.strip(), clause, near))
+                clause = _CLAUSE_END.split(between)[-1]
+                quoted.append(_quoted(text.strip(), clause, stated))
         unquoted = rest = _QUOTED.sub(" ", explanation)
         for pattern, _ in (*_WORD_KINDS, *_TOKEN_KINDS):
             rest = pattern.sub(" ", rest)
@@ -173,18 +177,28 @@ class Cues:
         return tokens, words
 
 
-def _quoted(text: str, clause: str, near: str) -> _Quoted:
-    """A quotation, what precedes it in its clause, and the last signs before it."""
+def _stated(before: str) -> str:
+    """What the words before a quotation, or before a list of them, say that it is of a word."""
+    if _ENDS.search(before):
+        return "end"
+    if _STARTS.search(before):
+        return "start"
+    return "phrase" if _PHRASE.search(before) else ""
+
+
+def _quoted(text: str, clause: str, stated: str) -> _Quoted:
+    """A quotation, what precedes it in its clause, and what was said that it is."""
     shift = 1 if _AFTER.search(clause) else -1 if _BEFORE.search(clause) else 0
     place = "whole"
-    if text.startswith("-") and len(text) > 1:
+    if stated == "phrase":
+        # Its hyphens are of the phrase.
+        pass
+    elif text.startswith("-") and len(text) > 1:
         text, place = text[1:], "end"
     elif text.endswith("-") and len(text) > 1:
         text, place = text[:-1], "start"
-    elif _ENDS.search(near):
-        place = "end"
-    elif _STARTS.search(near):
-        place = "start"
+    elif stated:
+        place = stated
     return _Quoted(text, shift, place)
 
 
