@@ -16,7 +16,7 @@ from services.simulation.calibration.calibrations import CalibrationKind, fit_ca
 from services.simulation.calibration.content import CalibrationCache
 from services.simulation.calibration.fitted import FittedCalibration, sequence_hash
 from services.simulation.calibration.store import CalibrationStore
-from services.simulation.errors import InvalidInput, require_same_length
+from services.simulation.errors import InvalidInput, require_finite, require_same_length
 from services.simulation.explaining.interface import ProposalOptions, ProposedExplanations
 from services.simulation.explaining.registry import ExplainerRegistry
 from services.simulation.scores.simulation_scores import ScoreTable, score_sequences
@@ -101,7 +101,7 @@ class SimulationPlane:
         fitted = await self.calibration(calibration, calibration_id)
         async with aclosing(found.simulate(explanation, sequences)) as results:
             async for result in results:
-                yield _simulated(result, fitted)
+                yield _simulated(result, fitted, _calibration_field(calibration_id))
 
     async def simulate_explanations(
         self,
@@ -116,7 +116,7 @@ class SimulationPlane:
         fitted = await self.calibration(calibration, calibration_id)
         async with aclosing(found.simulate_explanations(explanations, tokens)) as results:
             async for result in results:
-                yield _simulated(result, fitted)
+                yield _simulated(result, fitted, _calibration_field(calibration_id))
 
     async def fit(
         self,
@@ -130,6 +130,9 @@ class SimulationPlane:
         Raises:
             InvalidInput: lengths differ, or a number isn't finite.
         """
+        require_same_length(len(simulated), "simulated", len(true), "true_activations")
+        require_finite(simulated, "simulated")
+        require_finite(true, "true_activations")
         hashes: tuple[int, ...] = ()
         if sequences is not None:
             count = sum(len(tokens) for tokens in sequences)
@@ -239,7 +242,7 @@ class SimulationPlane:
             seed=request.seed,
             min_coverage=request.min_coverage,
             calibration=given,
-            calibration_field="calibration_id" if request.calibration_id else "calibration",
+            calibration_field=_calibration_field(request.calibration_id),
         )
         async with aclosing(score_explanation(task, simulator, self._fits)) as events:
             async for event in events:
@@ -311,11 +314,17 @@ class SimulationPlane:
             )
 
 
-def _simulated(result: SimulatedSequence, fitted: FittedCalibration | None) -> Simulated:
+def _simulated(
+    result: SimulatedSequence, fitted: FittedCalibration | None, field: str
+) -> Simulated:
     simulation = result.simulation()
     if fitted is not None:
-        simulation = calibrated(simulation, fitted.calibration)
+        simulation = calibrated(simulation, fitted.calibration, field)
     return Simulated(simulation, result.report, result.cost)
+
+
+def _calibration_field(calibration_id: str) -> str:
+    return "calibration_id" if calibration_id else "calibration"
 
 
 def _method(request: ScoringRequest) -> ScoringMethod:
@@ -334,7 +343,7 @@ def _method(request: ScoringRequest) -> ScoringMethod:
 
 
 def _check_calibration(request: ScoringRequest, method: ScoringMethod) -> None:
-    field = "calibration_id" if request.calibration_id else "calibration"
+    field = _calibration_field(request.calibration_id)
     if request.calibration is None and not request.calibration_id:
         return
     if method is not ScoringMethod.SIMULATION:

@@ -146,7 +146,7 @@ class SimulationService:
                 if isinstance(event, ScoringProgress):
                     yield progress_message(event)
                 else:
-                    scored = scored_message(event, asked.explained_by)
+                    scored = await asyncio.to_thread(scored_message, event, asked.explained_by)
                     yield v1.ScoreExplanationResponse(result=scored)
 
     async def ScoreSimulations(

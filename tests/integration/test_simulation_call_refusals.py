@@ -178,6 +178,28 @@ GIVEN = v1.LabeledSequences(scored_sequences=columns(["a"]))
             "calibration_kind",
         ),
         (
+            "FitCalibration",
+            v1.FitCalibrationRequest(
+                kind=v1.CALIBRATION_KIND_NONE,
+                simulated=to_tensor(np.zeros(3)),
+                true_activations=to_tensor(np.zeros(1)),
+            ),
+            "INVALID_ARGUMENT",
+            "LENGTHS_DIFFER",
+            "true_activations",
+        ),
+        (
+            "FitCalibration",
+            v1.FitCalibrationRequest(
+                kind=v1.CALIBRATION_KIND_NONE,
+                simulated=to_tensor(np.full(1, np.nan)),
+                true_activations=to_tensor(np.zeros(1)),
+            ),
+            "INVALID_ARGUMENT",
+            "NON_FINITE_NUMBER",
+            "simulated[0]",
+        ),
+        (
             "ProposeExplanations",
             v1.ProposeExplanationsRequest(recorded_component=recorded(), explainer="other"),
             "INVALID_ARGUMENT",

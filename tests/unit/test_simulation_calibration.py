@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -297,6 +299,48 @@ async def test_calibration_records_and_simulations_must_match() -> None:
         simulator.calibrate_from_simulations(RECORDS, [simulation])
     with pytest.raises(InvalidInput):
         simulator.calibrate_from_simulations([], [])
+
+
+async def test_tokens_without_a_distribution_take_no_part_in_the_fit() -> None:
+    simulator = LinearCalibratedNeuronSimulator(ByLength())
+    records = [ActivationRecord([1.0, 50.0, 3.0, 5.0], ["a", "b", "c", "d"])]
+    simulation = await ByLength().simulate(records[0].tokens)
+    expected = np.asarray([0.0, math.nan, 1.0, 2.0])
+    simulator.calibrate_from_simulations(
+        records, [replace(simulation, expected_activations=expected)]
+    )
+    assert simulator.apply_calibration([0.0, 10.0]) == pytest.approx([1.0, 21.0])
+    with pytest.raises(InvalidInput):
+        simulator.calibrate_from_simulations(
+            records, [replace(simulation, expected_activations=np.full(4, math.nan))]
+        )
+
+
+class FailsFirst(NeuronSimulator):
+    """Fails on the first sequence, while the others are under way."""
+
+    def __init__(self) -> None:
+        self.begun = self.done = 0
+
+    async def simulate(self, tokens: Sequence[str]) -> SequenceSimulation:
+        self.begun += 1
+        if tokens[0] == "fails":
+            await asyncio.sleep(0)
+            raise InvalidInput("no such token")
+        await asyncio.sleep(0.05)
+        self.done += 1
+        return await ByLength().simulate(tokens)
+
+
+async def test_a_failure_ends_the_other_simulations() -> None:
+    simulator = FailsFirst()
+    records = [ActivationRecord([1.0], [token]) for token in ["fails", *"abcdefghijklmnopqrstuvw"]]
+    with pytest.raises(InvalidInput, match="no such token"):
+        await LinearCalibratedNeuronSimulator.create(simulator, records)
+    begun = simulator.begun
+    assert begun < len(records)
+    await asyncio.sleep(0.1)
+    assert (simulator.begun, simulator.done) == (begun, 0)
 
 
 async def test_uncalibrated_needs_no_records() -> None:

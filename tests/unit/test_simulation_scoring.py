@@ -31,7 +31,7 @@ from services.simulation.simulators.interface import (
     TokenIssue,
     TokenOutcome,
 )
-from shared.errors import FailedPrecondition
+from shared.errors import FailedPrecondition, NeuropilError
 
 
 class DigitSimulator(OneByOne):
@@ -347,3 +347,51 @@ def test_columns_become_sequences() -> None:
     sequences = LabeledSequences.from_columns(["a", "b", "c"], [2, 0, 1], [1, math.nan, 3], "s")
     assert sequences.tokens == (("a", "b"), (), ("c",))
     assert sequences.activations[2].tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("calibration", "scored", "reason", "field"),
+    [
+        (CALIBRATION, labeled(("", [])), "EMPTY_SEQUENCE", "sequences.scored_sequences[0]"),
+        (labeled(("1", [1]), ("", [])), SCORED, "EMPTY_SEQUENCE", ".calibration_sequences[1]"),
+        (labeled(("1 2", [math.nan] * 2)), SCORED, "NO_CALIBRATION_TOKENS", ".calibration_seq"),
+        (
+            CALIBRATION,
+            labeled(("1 " * 100_001, [1.0] * 100_001)),
+            "SEQUENCE_TOO_LONG",
+            ".scored_seq",
+        ),
+    ],
+)
+async def test_what_can_not_be_scored_is_refused_before_anything_is_paid_for(
+    calibration: LabeledSequences, scored: LabeledSequences, reason: str, field: str
+) -> None:
+    simulator = DigitSimulator()
+    asked = task(calibration=calibration, scored=scored)
+    given = replace(asked, split=ScoringSplit(calibration, scored))
+    with pytest.raises(NeuropilError) as caught:
+        await run(given, simulator)
+    assert caught.value.reason == reason
+    assert field in caught.value.field
+    with pytest.raises(NeuropilError) as caught:
+        await run(asked, simulator)
+    # A record is no part of the request.
+    assert (caught.value.reason, caught.value.field) == (reason, "")
+    assert simulator.simulated == []
+
+
+@pytest.mark.parametrize("largest", [8e307, 1.7e308])
+async def test_a_calibration_that_leaves_the_range_names_what_the_request_has(
+    largest: float,
+) -> None:
+    huge = labeled(("1 2", [-largest, largest]))
+    with pytest.raises(InvalidInput) as caught:
+        await run(replace(task(), split=ScoringSplit(huge, SCORED)))
+    assert (caught.value.reason, caught.value.field) == (
+        "OUT_OF_RANGE",
+        "sequences.calibration_sequences",
+    )
+    steep = FittedCalibration(LinearCalibration(1e308, 0.0))
+    with pytest.raises(InvalidInput) as caught:
+        await run(replace(task(), calibration=steep, calibration_field="calibration_id"))
+    assert (caught.value.reason, caught.value.field) == ("OUT_OF_RANGE", "calibration_id")

@@ -17,9 +17,12 @@ from services.simulation.calibration.calibrations import (
     TrueActivations,
     fit_calibration,
 )
-from services.simulation.errors import NotCalibrated, require_same_length
+from services.simulation.errors import InvalidInput, NotCalibrated, require_same_length
 from services.simulation.sequence_simulation import SequenceSimulation
 from shared.formats.simulations import ActivationScale
+
+_AT_ONCE = 16
+"""Records that are simulated at the same time."""
 
 
 class CalibrationRecord(TrueActivations, Protocol):
@@ -60,14 +63,24 @@ class CalibratedNeuronSimulator(NeuronSimulator):
         return simulator
 
     async def calibrate(self, calibration_activation_records: Sequence[CalibrationRecord]) -> None:
-        """Simulate the records concurrently, then fit."""
-        simulations = await asyncio.gather(
-            *(
-                self.uncalibrated_simulator.simulate(record.tokens)
-                for record in calibration_activation_records
-            )
+        """Simulate the records, 16 at a time, then fit; the first failure ends all of them."""
+        at_once = asyncio.Semaphore(_AT_ONCE)
+
+        async def simulated(record: CalibrationRecord) -> SequenceSimulation:
+            async with at_once:
+                return await self.uncalibrated_simulator.simulate(record.tokens)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(simulated(record))
+                    for record in calibration_activation_records
+                ]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        self.calibrate_from_simulations(
+            calibration_activation_records, [task.result() for task in tasks]
         )
-        self.calibrate_from_simulations(calibration_activation_records, simulations)
 
     def calibrate_from_simulations(
         self,
@@ -75,6 +88,8 @@ class CalibratedNeuronSimulator(NeuronSimulator):
         simulations: Sequence[SimulatedActivations],
     ) -> None:
         """Fit from simulations at hand, one a record.
+
+        Tokens whose expected activation is NaN, since they got no distribution, take no part.
 
         Raises:
             InvalidInput: lengths differ, there are no tokens, or a number isn't finite.
@@ -94,8 +109,10 @@ class CalibratedNeuronSimulator(NeuronSimulator):
                 len(own_simulated),
                 f"simulations[{position}].expected_activations",
             )
+        expected = np.concatenate([np.zeros(0), *simulated])
+        predicted = ~np.isnan(expected)
         self.calibration = fit_calibration(
-            self.kind, np.concatenate([[], *simulated]), np.concatenate([[], *true])
+            self.kind, expected[predicted], np.concatenate([np.zeros(0), *true])[predicted]
         )
 
     def apply_calibration(self, values: Sequence[float]) -> list[float]:
@@ -169,12 +186,27 @@ SIMULATOR_BY_KIND: dict[CalibrationKind, type[CalibratedNeuronSimulator]] = {
 }
 
 
-def calibrated(simulation: SequenceSimulation, calibration: Calibration) -> SequenceSimulation:
-    """`simulation` in the component's units: the values of its distributions are mapped once."""
-    return replace(
-        simulation,
-        expected_activations=calibration.apply(simulation.expected_activations),
-        activation_scale=ActivationScale.NEURON_ACTIVATIONS,
-        distribution_values=calibration.apply(simulation.distribution_values),
-        uncalibrated_simulation=simulation,
-    )
+def calibrated(
+    simulation: SequenceSimulation, calibration: Calibration, field: str = "calibration"
+) -> SequenceSimulation:
+    """`simulation` in the component's units: the values of its distributions are mapped once.
+
+    Raises:
+        InvalidInput: naming `field`, where the calibration maps a value out of range.
+    """
+    try:
+        return replace(
+            simulation,
+            expected_activations=calibration.apply(simulation.expected_activations),
+            activation_scale=ActivationScale.NEURON_ACTIVATIONS,
+            distribution_values=calibration.apply(simulation.distribution_values),
+            uncalibrated_simulation=simulation,
+        )
+    except InvalidInput as error:
+        if error.reason != "OUT_OF_RANGE":
+            raise
+        raise InvalidInput(
+            "what the calibration maps simulated activations to is too large for a double",
+            field=field,
+            reason=error.reason,
+        ) from error

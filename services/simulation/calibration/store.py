@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections import OrderedDict
 from typing import Protocol
 
 import msgspec
@@ -19,13 +19,14 @@ from services.simulation.calibration.calibrations import (
     PercentileCalibration,
     PiecewiseLinearCalibration,
 )
+from services.simulation.calibration.content import CachedFit, CalibrationCache
 from services.simulation.calibration.fitted import FittedCalibration
 from services.simulation.errors import InvalidInput
+from services.simulation.simulators.interface import ValidityReport
 from shared.errors import DataLoss, NotFound
 
 _FOLDER = "calibrations"
 _ID = re.compile(r"cal-[0-9a-f]{40}")
-_REMEMBERED = 64
 
 
 class State(Protocol):
@@ -54,12 +55,12 @@ class CalibrationStore:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._remembered: OrderedDict[str, FittedCalibration] = OrderedDict()
+        self._remembered = CalibrationCache()
 
     async def put(self, fitted: FittedCalibration) -> str:
         """Keep a calibration; its id, the same for the same content."""
-        data = encode(fitted)
-        calibration_id = id_of(data)
+        # Of a million knots this takes a while, in which others should be answered.
+        data, calibration_id = await asyncio.to_thread(_encoded, fitted)
         await self._state.put(f"{_FOLDER}/{calibration_id}", data)
         return calibration_id
 
@@ -78,8 +79,7 @@ class CalibrationStore:
             )
         known = self._remembered.get(calibration_id)
         if known is not None:
-            self._remembered.move_to_end(calibration_id)
-            return known
+            return known.fitted
         data = await self._state.get(f"{_FOLDER}/{calibration_id}")
         if data is None:
             raise NotFound(
@@ -87,18 +87,25 @@ class CalibrationStore:
                 field=field,
                 reason="CALIBRATION_NOT_FOUND",
             )
-        if id_of(data) != calibration_id:
-            raise _damaged(calibration_id, "its content doesn't match its id")
-        fitted = decode(data, calibration_id)
-        self._remembered[calibration_id] = fitted
-        if len(self._remembered) > _REMEMBERED:
-            self._remembered.popitem(last=False)
+        fitted = await asyncio.to_thread(_checked, data, calibration_id)
+        self._remembered.put(calibration_id, CachedFit(fitted, ValidityReport()))
         return fitted
 
 
 def id_of(data: bytes) -> str:
     """The id of an encoded calibration."""
     return f"cal-{hashlib.blake2b(data, digest_size=20).hexdigest()}"
+
+
+def _encoded(fitted: FittedCalibration) -> tuple[bytes, str]:
+    data = encode(fitted)
+    return data, id_of(data)
+
+
+def _checked(data: bytes, calibration_id: str) -> FittedCalibration:
+    if id_of(data) != calibration_id:
+        raise _damaged(calibration_id, "its content doesn't match its id")
+    return decode(data, calibration_id)
 
 
 def encode(fitted: FittedCalibration) -> bytes:

@@ -121,7 +121,9 @@ async def judge(
         InvalidInput, ResourceExhausted, Unavailable: as the simulator or its language model says.
     """
     check_request(task.explanation, task.split.limited(task.max_sequences).scored.tokens)
-    asked = questions(
+    # Of thousands of sequences this takes a while, in which others should be answered.
+    asked = await asyncio.to_thread(
+        questions,
         task.split,
         task.method,
         task.max_judgements,

@@ -30,8 +30,9 @@ from services.simulation.simulators.interface import (
     SimulationCost,
     Simulator,
     ValidityReport,
+    check_request,
 )
-from shared.errors import FailedPrecondition
+from shared.errors import FailedPrecondition, ResourceExhausted
 
 FloatArray = NDArray[np.float64]
 
@@ -130,6 +131,12 @@ async def score_explanation(
     split = task.split
     fit = _known_fit(task, simulator, cache)
     to_fit_on = split.calibration if fit is None else LabeledSequences()
+    _check_sequences(task, split.scored, "scored_sequences")
+    if fit is None:
+        _check_sequences(task, to_fit_on, "calibration_sequences")
+        _require_calibration_tokens(
+            any(np.isfinite(values).any() for values in to_fit_on.activations), split
+        )
     total = len(to_fit_on) + len(split.scored)
     done = 0
     spent = SimulationCost()
@@ -147,7 +154,7 @@ async def score_explanation(
         report.require(task.min_coverage)
         yield ScoringProgress(done, total, "fit", spent)
         # Hundreds of thousands of tokens take a while, in which others should be answered.
-        fitted = await asyncio.to_thread(_fit, task.calibration_kind, fitted_on, to_fit_on)
+        fitted = await asyncio.to_thread(_fit, task.calibration_kind, fitted_on, split)
         fit = CachedFit(fitted, report)
         if cache is not None:
             cache.put(_key(task, simulator), fit)
@@ -201,7 +208,10 @@ def _scored(
 ) -> ScoredExplanation:
     split = task.split
     raw = tuple(result.simulation() for result in results)
-    simulations = tuple(calibrated(simulation, fitted.calibration) for simulation in raw)
+    at_fault = task.calibration_field
+    if task.calibration is None:
+        at_fault = _calibration_sequences_of(split)
+    simulations = tuple(calibrated(each, fitted.calibration, at_fault) for each in raw)
     true, expected, lengths = _comparable(split.scored, simulations)
     scores = score_sequences(true, expected, lengths, task.seed)
     before = scores
@@ -242,9 +252,39 @@ def _check(split: ScoringSplit, calibration_set: LabeledSequences, kind: Calibra
     if kind is not CalibrationKind.NONE and not len(calibration_set):
         raise FailedPrecondition(
             f"{source} has no sequences to fit a {kind} calibration on; give some, or choose none",
-            field="" if split.dataset else "sequences.calibration_sequences",
+            field=_calibration_sequences_of(split),
             reason="NO_SEQUENCES_TO_CALIBRATE",
         )
+
+
+def _check_sequences(task: ScoringTask, sequences: LabeledSequences, name: str) -> None:
+    """Refuse what no simulator can do, before anything is paid for."""
+    try:
+        check_request(task.explanation, sequences.tokens)
+    except (InvalidInput, ResourceExhausted) as error:
+        if not error.field.startswith("sequences"):
+            raise
+        position = error.field.removeprefix("sequences")
+        raise type(error)(
+            error.message,
+            field="" if task.split.dataset else f"sequences.{name}{position}",
+            reason=error.reason,
+            metadata=error.metadata,
+        ) from error
+
+
+def _require_calibration_tokens(there_are: bool, split: ScoringSplit) -> None:
+    if not there_are:
+        raise InvalidInput(
+            "no calibration sequence has a token with a finite true activation and a distribution",
+            field=_calibration_sequences_of(split),
+            reason="NO_CALIBRATION_TOKENS",
+        )
+
+
+def _calibration_sequences_of(split: ScoringSplit) -> str:
+    """The field that has them; empty where they are a record's."""
+    return "" if split.dataset else "sequences.calibration_sequences"
 
 
 def _total_report(results: Sequence[SimulatedSequence]) -> ValidityReport:
@@ -252,18 +292,19 @@ def _total_report(results: Sequence[SimulatedSequence]) -> ValidityReport:
 
 
 def _fit(
-    kind: CalibrationKind, results: Sequence[SimulatedSequence], labeled: LabeledSequences
+    kind: CalibrationKind, results: Sequence[SimulatedSequence], split: ScoringSplit
 ) -> FittedCalibration:
+    labeled = split.calibration
     true, simulated, _ = _comparable(labeled, [result.simulation() for result in results])
     usable = np.isfinite(true)
-    if not usable.any():
-        raise InvalidInput(
-            "no calibration sequence has a token with a finite true activation and a distribution",
-            field="calibration_sequences",
-            reason="NO_CALIBRATION_TOKENS",
-        )
+    _require_calibration_tokens(bool(usable.any()), split)
+    try:
+        calibration = fit_calibration(kind, simulated[usable], true[usable])
+    except InvalidInput as error:
+        at_fault = _calibration_sequences_of(split)
+        raise InvalidInput(error.message, field=at_fault, reason=error.reason) from error
     return FittedCalibration(
-        fit_calibration(kind, simulated[usable], true[usable]),
+        calibration,
         int(usable.sum()),
         tuple(sequence_hash(tokens) for tokens in labeled.tokens),
     )
