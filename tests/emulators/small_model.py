@@ -201,7 +201,8 @@ class SmallModel:
         table, _ = self._run(ids, 1, {})
         firsts = [self._tokenizer.encode(str(choice)).ids[0] for choice in choices]
         best = max(range(len(choices)), key=lambda i: float(table[len(ids) - 1, firsts[i]]))
-        return json.dumps({"answer": choices[best]})
+        one: object = choices[best]
+        return json.dumps({"answer": [one] if properties["answer"].get("type") == "array" else one})
 
     def _number(self, token: str) -> int:
         row = self.next_logprobs(f"{token}\t")

@@ -20,6 +20,7 @@ from services.simulation.language_models.interface import (
 from services.simulation.language_models.remote import pauses
 from services.simulation.language_models.remote.model import RemoteLanguageModel
 from services.simulation.language_models.remote.server import Server
+from services.simulation.parsing.structured_answers import CUT_OFF
 from services.simulation.simulators.completions import CompletionsSimulator
 from shared.errors import FailedPrecondition, Unavailable
 from tests.emulators.openai_server import OpenAiServer
@@ -109,6 +110,37 @@ async def test_choices_by_chat(served: OpenAiServer, logprobs: int) -> None:
     assert choice.probabilities == pytest.approx([share, 1 - share])
     (none,) = await model.choose([PROMPT], ["yes", "no"])
     assert none.probabilities is None
+    await model.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "finished", "found"),
+    [
+        ('{"answer": [1]}', True, "json_schema"),
+        ('{"other": 1}', True, "json_object"),
+        ("", False, "json_schema"),
+        ("", True, None),
+        ("Sure!", True, None),
+        ("[1]", True, None),
+    ],
+)
+async def test_a_form_that_a_server_passes_over_is_none(
+    served: OpenAiServer, content: str, finished: bool, found: str | None
+) -> None:
+    said = {"message": {"content": content}, "finish_reason": "stop" if finished else "length"}
+    served.tamper = lambda answer: {**answer, "choices": [{**answer["choices"][0], **said}]}
+    model = RemoteLanguageModel(described(served), "chat")
+    assert (await model.found()).structure == (found or "none")
+    await model.close()
+
+
+async def test_a_cut_answer_is_no_other_choice(served: OpenAiServer) -> None:
+    served.abilities.chat_logprobs = 0
+    said = {"message": {"content": "Okay, the user"}, "finish_reason": "length"}
+    served.tamper = lambda answer: {**answer, "choices": [said]}
+    model = RemoteLanguageModel(described(served), "chat")
+    (choice,) = await model.choose([PROMPT], ["0", "1"])
+    assert (choice.probabilities, choice.issue) == (None, CUT_OFF)
     await model.close()
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+import msgspec
 
 from services.simulation.language_models.interface import GenerationOptions, Message
 from services.simulation.language_models.remote.chat_api import ChatApi, Structure
 from services.simulation.language_models.remote.completions_api import CompletionsApi, EchoWay
-from services.simulation.language_models.remote.failures import RequestRefused, UnreadableAnswer
+from services.simulation.language_models.remote.failures import (
+    BAD_JSON,
+    RequestRefused,
+    UnreadableAnswer,
+)
 from services.simulation.parsing.echoed_prompts import token_starts
 from services.simulation.parsing.value_logprobs import Unreadable
 from shared.errors import Unavailable
@@ -127,11 +133,29 @@ async def chat_capabilities(api: ChatApi, wanted: int) -> Capabilities:
     options = GenerationOptions(max_tokens=16, json_schema=_SCHEMA)
     structures: tuple[Structure, ...] = ("json_schema", "json_object")
     for structure in structures:
-        if await _unless_refused(
+        said = await _unless_refused(
             api.generate(_MESSAGES, options, structure, max_attempts=_ATTEMPTS)
-        ):
+        )
+        # Of one that was cut off, since it thinks first, say, it isn't known; it was taken.
+        if said is not None and (not said.finished or _follows(said.text, structure)):
             return Capabilities(logprobs, structure=structure)
     return Capabilities(logprobs)
+
+
+def _follows(text: str, structure: Structure) -> bool:
+    """Whether the answer has the form; a server may pass over what it doesn't know."""
+    kind = _Answer if structure == "json_schema" else dict[str, msgspec.Raw]
+    try:
+        msgspec.json.decode(text, type=kind)
+    except BAD_JSON:
+        return False
+    return True
+
+
+class _Answer(msgspec.Struct, forbid_unknown_fields=True):
+    """What `_SCHEMA` asks for."""
+
+    answer: Annotated[list[int], msgspec.Meta(min_length=1, max_length=1)]
 
 
 async def _find_fields(api: ChatApi) -> None:

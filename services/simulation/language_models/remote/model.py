@@ -32,6 +32,7 @@ from services.simulation.language_models.remote.failures import RequestRefused, 
 from services.simulation.language_models.remote.ordered import in_order
 from services.simulation.language_models.remote.server import Server
 from services.simulation.parsing.choice_logprobs import answered_choice, choice_probabilities
+from services.simulation.parsing.structured_answers import CUT_OFF
 from services.simulation.parsing.value_logprobs import Unreadable
 from services.simulation.simulators.interface import SimulationCost
 from shared.errors import NeuropilError
@@ -183,6 +184,8 @@ class RemoteLanguageModel:
                 options = GenerationOptions(max_tokens=_CHOICE_TOKENS, json_schema=schema)
                 said = await self._generate(found, messages, options)
                 cost = said.cost
+                if self.api == "chat" and not said.finished:
+                    raise Unreadable(CUT_OFF)
                 return Choice(answered_choice(said.text, choices), cost=cost)
             if self.api == "chat":
                 top, cost = await self.chat.next_token(messages, found.next_token_logprobs)
