@@ -91,7 +91,7 @@ class BulkScorer:
         run = BulkRun(
             key=scoring.key,
             # 100,000 of them take a second, in which others should be answered.
-            fingerprints=await asyncio.to_thread(lambda: [*map(_fingerprint, requests)]),
+            fingerprints=await asyncio.to_thread(self._fingerprints, requests),
             score=score,
             budget=scoring.budget,
             concurrency=scoring.concurrency,
@@ -101,6 +101,10 @@ class BulkScorer:
         async with aclosing(self._runner.run(run)) as running:
             async for happened in running:
                 yield happened
+
+    def _fingerprints(self, requests: Sequence[v1.ScoreExplanationRequest]) -> list[bytes]:
+        simulator, calibration = self._plane.defaults
+        return [_fingerprint(request, simulator, calibration) for request in requests]
 
     async def _check_place(self, component: common.ComponentId, dataset: str) -> None:
         """Refuse a place that nothing can be put to before anything is paid for."""
@@ -127,9 +131,15 @@ def _serialized(scored: Scored, explained_by: v1.ExplanationProvenance | None) -
     return scored_message(scored, explained_by).SerializeToString()
 
 
-def _fingerprint(request: v1.ScoreExplanationRequest) -> bytes:
-    content = request.SerializeToString(deterministic=True)
-    return hashlib.blake2b(content, digest_size=16).digest()
+def _fingerprint(request: v1.ScoreExplanationRequest, simulator: str, calibration: str) -> bytes:
+    """Of the request and of what it leaves to the deployment, whose defaults may change."""
+    digest = hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16)
+    if not request.simulator:
+        digest.update(b"\0simulator " + simulator.encode())
+    calibrates = request.method in (v1.SCORING_METHOD_UNSPECIFIED, v1.SCORING_METHOD_SIMULATION)
+    if calibrates and request.calibration_kind == v1.CALIBRATION_KIND_UNSPECIFIED:
+        digest.update(b"\0calibration " + calibration.encode())
+    return digest.digest()
 
 
 def _check_components(requests: Sequence[v1.ScoreExplanationRequest]) -> None:

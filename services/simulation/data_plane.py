@@ -88,6 +88,11 @@ class SimulationPlane:
         self._max_result_bytes = max_result_bytes
         self._fits = CalibrationCache()
 
+    @property
+    def defaults(self) -> tuple[str, str]:
+        """The simulator and the kind of calibration of a request that names none."""
+        return self.simulators.default.name, self._default_calibration.value
+
     async def simulate(
         self,
         simulator: str,

@@ -18,6 +18,7 @@ from shared.settings.simulation import (
     LanguageModelExplainer,
     Simulator,
 )
+from shared.settings.values import StatePlace
 
 ENV_PREFIX = "NEUROPIL_"
 
@@ -47,7 +48,7 @@ class Deployment(BaseSettings):
     default_explainer: str | None = None
     """Absent: the first one."""
     calibration: Literal["none", "linear", "percentile", "isotonic"] = "linear"
-    simulation_state: str | None = None
+    simulation_state: StatePlace | None = None
     """Folder or blob URL where bulk runs and calibrations are kept; absent: they aren't."""
     services: Services = Services()
     http: Http = Http()

@@ -32,6 +32,14 @@ def _check_endpoint(value: str) -> str:
     return value.rstrip("/")
 
 
+def _check_state_place(value: str) -> str:
+    if is_remote(value) and ("?" in value or "#" in value):
+        raise ValueError(
+            "a URL without ? and # is needed; credentials are blobfile's own variables"
+        )
+    return value
+
+
 def no_bool(value: Any) -> Any:
     # pydantic reads YAML's `true` as the number 1, which nobody means by it.
     if isinstance(value, bool):
@@ -45,6 +53,7 @@ Count = Annotated[int, BeforeValidator(no_bool), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(no_bool), Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
+StatePlace = Annotated[Text, AfterValidator(_check_state_place)]
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -40,7 +41,9 @@ class World:
 
 
 @asynccontextmanager
-async def serving(root: Path, *, state: bool = True) -> AsyncIterator[World]:
+async def serving(
+    root: Path, *, state: bool = True, calibration: Literal["linear", "percentile"] = "linear"
+) -> AsyncIterator[World]:
     for index in range(COMPONENTS):
         write_atomically(root / f"mlp/0/{index}.json", encode(animal_record(index, 8, 6)))
     explanations = str(root / "explanations")
@@ -58,6 +61,7 @@ async def serving(root: Path, *, state: bool = True) -> AsyncIterator[World]:
             datasets=(dataset,),
             services=Services(records=address),
             simulation_state=str(root / "state") if state else None,
+            calibration=calibration,
         )
         registry = SimulatorRegistry([CheapSimulator()], "cheap")
         async with simulation_services(deployment, registry) as simulation:
@@ -174,6 +178,22 @@ async def test_a_place_that_is_none_is_refused_before_anything_is_paid_for(world
         assert (refused.reason, refused.field) == (reason, "explanation_dataset")
         assert place in refused.message
     assert world.count() == 0
+
+
+async def test_requests_that_leave_it_to_other_defaults_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CALLS_FILE, str(tmp_path / "calls"))
+    unsaid, said = request_of(0), request_of(0)
+    unsaid.calibration_kind = v1.CALIBRATION_KIND_UNSPECIFIED
+    async with serving(tmp_path) as world:
+        for key, request in (("unsaid", unsaid), ("said", said)):
+            await run(world, bulk(request, key=key))
+    async with serving(tmp_path, calibration="percentile") as world:
+        refused = await refusal(world, bulk(unsaid, key="unsaid"))
+        assert refused.reason == "RESUME_KEY_USED"
+        results, _ = await run(world, bulk(said, key="said"))
+        assert results[0].reused
 
 
 async def test_a_key_is_used_once_at_a_time_and_for_the_same_requests(

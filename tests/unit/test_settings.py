@@ -87,6 +87,9 @@ def test_the_environment_wins_key_by_key(tmp_path: Path, monkeypatch: pytest.Mon
         ("simulators: [{name: a, kind: embedding, url: b}]", "simulators[0].url"),
         ("simulators: [{name: a, kind: oracle}]", "simulators[0]"),
         ("calibration: cubic", "calibration"),
+        ("simulation_state: ''", "simulation_state"),
+        ("simulation_state: https://a.blob.core.windows.net/box?sig=x", "simulation_state"),
+        ("simulation_state: gs://box/state#part", "simulation_state"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_key(tmp_path: Path, text: str, key: str) -> None:

@@ -19,6 +19,7 @@ from services.simulation.language_models.interface import (
     Prompt,
 )
 from services.simulation.prompts.token_pairs import PairMarks, TokenPairPrompt
+from services.simulation.scores.classification import classification_scores
 from services.simulation.scores.simulation_scores import UndefinedReason
 from services.simulation.scoring.attention_pairs import (
     AttentionTask,
@@ -49,6 +50,7 @@ class ReadingModel:
     """Answers by whether the two marked tokens are the same letter."""
 
     version = "reading 1"
+    state = "ready"
 
     def __init__(self, answer: Callable[[str, bool], Choice] = clear_answer) -> None:
         self.prompts: list[Prompt] = []
@@ -161,6 +163,20 @@ async def test_an_explanation_that_does_not_fit_ranks_by_chance() -> None:
 
     _, result = await run(task(head(TEXTS)), ReadingModel(constant))
     assert result.roc_auc.value == 0.5
+
+
+async def test_pairs_of_a_sequence_are_drawn_together() -> None:
+    def uncertain(attending: str, fits: bool) -> Choice:
+        likely = ord(attending) * 37 % 101 / 101
+        return Choice(np.array([1 - likely, likely]))
+
+    _, result = await run(task(head(TEXTS)), ReadingModel(uncertain))
+    labels = [float(each.pair.label) for each in result.pairs]
+    predictions = [each.prediction or 0.0 for each in result.pairs]
+    own = [each.pair.sequence for each in result.pairs]
+    assert result.roc_auc == classification_scores(labels, predictions, own).roc_auc
+    alone = classification_scores(labels, predictions, range(len(own))).roc_auc
+    assert result.roc_auc.interval != alone.interval
 
 
 @pytest.mark.parametrize("cap", [1, 2, 3, 5])

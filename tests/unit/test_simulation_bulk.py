@@ -315,6 +315,20 @@ async def test_a_budget_holds_for_the_first_items_too(store: LocalStateStore, fr
     assert summary.spent.calls == 100
 
 
+@pytest.mark.parametrize("budget", [Budget(max_tokens=40), Budget(max_calls=8)])
+async def test_what_runs_counts_as_the_mean_of_those_before(
+    store: LocalStateStore, budget: Budget
+) -> None:
+    async def score(position: int) -> AsyncGenerator[ItemProgress | ItemResult, None]:
+        await asyncio.sleep(0.01)
+        # Nothing is known of its cost before.
+        yield ItemResult(b"", COST)
+
+    run = BulkRun("key", fingerprints(50), score, budget, concurrency=16)
+    _, summary = await all_of(store, run)
+    assert summary.done == 4
+
+
 async def test_items_that_cost_nothing_run_side_by_side_under_a_budget(
     store: LocalStateStore,
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.local.language_model import LocalLanguageModel
 from services.simulation.prompts.judging import JudgingPrompt, Marks
+from services.simulation.scores.classification import classification_scores
 from services.simulation.scoring.judgement_questions import JudgingMethod, questions
 from services.simulation.scoring.judging import JudgedExplanation, JudgingTask, judge
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
@@ -191,6 +192,19 @@ async def test_a_language_model_judges(method: JudgingMethod) -> None:
     async with chat_simulator(answers) as (simulator, _):
         wrong = await judged(JudgingTask("animals", split(), method), simulator)
     assert wrong.scores.balanced_accuracy.value == 0.0
+
+
+async def test_judgements_of_a_sequence_are_drawn_together() -> None:
+    answers = PlantedAnswers()
+    answers.yes = lambda asked: (len(asked) * 7919 % 101) / 101
+    async with chat_simulator(answers) as (simulator, _):
+        result = await judged(JudgingTask("animals", split(8, 0), FUZZING, seed=2), simulator)
+    labels = [float(each.label) for each in result.judgements]
+    probabilities = [each.probability or 0.0 for each in result.judgements]
+    own = [each.tokens for each in result.judgements]
+    assert len(set(own)) < len(own)
+    assert result.scores == classification_scores(labels, probabilities, own, 2)
+    assert result.scores != classification_scores(labels, probabilities, range(len(own)), 2)
 
 
 async def test_an_answer_that_cannot_be_read_is_an_issue_and_no_number() -> None:

@@ -197,7 +197,12 @@ async def test_a_second_score_of_the_same_explanation_fits_nothing() -> None:
         {"explanation": "numbers "},
         {"calibration_kind": CalibrationKind.PERCENTILE},
         {"split": ScoringSplit(CALIBRATION.take([0]), SCORED)},
-        {"split": ScoringSplit(labeled(("1 2 3", [3.0, 5.0, 7.5])), SCORED)},
+        # The same tokens, and one activation another.
+        {
+            "split": ScoringSplit(
+                labeled(("1 2 3", [3.0, 5.0, 7.5]), ("0 10", [1.0, 21.0])), SCORED, "data/records"
+            )
+        },
         {"model": "arithmetic 2"},
         {"prompt_version": "p2"},
         {"name": "other"},
