@@ -102,6 +102,34 @@ def test_a_score_comes_with_its_sequences_and_progress(client: neuropil.Client) 
     assert caught.value.code == "NOT_FOUND"
 
 
+def test_sequences_of_ones_own_are_scored(client: neuropil.Client) -> None:
+    animals = [[" a", " lion", " ran"], [" the", " stone", " fell"], [" one", " horse", " stood"]]
+    others = [[" my", " lion", " sat"], [" an", " old", " wall"]]
+    scored = client.simulation.score_sequences(
+        "animals such as lions and horses",
+        animals,
+        [[0, 4, 0], [0, 0, 0.5], np.array([0, 3, 0])],
+        calibration_sequences=others,
+        calibration_activations=[[0, 5, 0], [0, 0, 0]],
+        calibration="linear",
+    )
+    assert scored.score is not None
+    assert scored.score > 0.9
+    assert [each.tokens for each in scored.sequences] == animals
+    assert scored.provenance.calibration_sequence_count == 2
+    with pytest.raises(neuropil.NeuropilError) as caught:
+        client.simulation.score_sequences(
+            *("animals", animals[:1], [[0, 4, 0]]),
+            calibration_sequences=animals[:1],
+            calibration_activations=[[0, 4, 0]],
+        )
+    assert caught.value.code == "INVALID_ARGUMENT"
+    plain = client.simulation.score_sequences(
+        "animals", animals[:1], [[0, 4, 0]], calibration="none"
+    )
+    assert plain.sequences[0].true_activations.tolist() == [0, 4, 0]
+
+
 def test_what_was_scored_can_be_stored(client: neuropil.Client, ours: Path) -> None:
     neuron = ("mlp_post_act", 1, 3)
     scored = client.simulation.score("animals", *neuron, "demo", max_sequences=2)

@@ -1,4 +1,4 @@
-"""Texts where the client needs lists of tokens."""
+"""Sequences of tokens and their activations, as the client takes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import neuropil
+from neuropil._token_sequences import token_sequences
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,19 @@ def test_letters_are_not_taken_for_tokens(call: Callable[[Any], object], named: 
         pytest.raises(ValueError, match=named),
     ):
         call(client.simulation)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "activations", "words"),
+    [
+        ([["a", "b"]], [[1.0]], r"activations\[0\] has shape \[1\], and sequences\[0\] has 2"),
+        ([["a"]], [[[1.0]]], r"activations\[0\] has shape \[1, 1\]"),
+        ([["a"]], [[1.0], [2.0]], "activations are of 2 sequences, and sequences has 1"),
+        (["ab"], [[1.0, 2.0]], r"sequences\[0\] is a text"),
+    ],
+)
+def test_a_sequence_has_one_activation_a_token(
+    sequences: list[list[str]], activations: list[list[float]], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        token_sequences(sequences, activations)

@@ -19,7 +19,7 @@ from neuropil._simulation_results import (
     scored_of,
     simulation_of,
 )
-from neuropil.common import v1 as common
+from neuropil._token_sequences import refuse_text, token_sequences
 from neuropil.errors import NeuropilError, translated
 from neuropil.names import component_id, dataset_names
 from neuropil.simulation import v1
@@ -67,7 +67,7 @@ class SimulationClient:
         request = v1.SimulateRequest(
             simulator=simulator,
             explanation=explanation,
-            sequences=_columns(sequences),
+            sequences=token_sequences(sequences),
             calibration=calibration,
             calibration_id=calibration_id,
         )
@@ -92,7 +92,7 @@ class SimulationClient:
             ValueError: if a text stands for the explanations, or for the tokens.
             NeuropilError: as `simulate`.
         """
-        _refuse_text(tokens, "tokens")
+        refuse_text(tokens, "tokens")
         if isinstance(explanations, str):
             raise ValueError("explanations is one text; a list of explanations is needed")
         request = v1.SimulateExplanationsRequest(
@@ -122,6 +122,9 @@ class SimulationClient:
         max_sequences: int = 0,
     ) -> Proposals:
         """At most `count` explanations of a recorded component, best first.
+
+        The explainer's own order is not that of `train_correlation` alone: of two that fit as well
+        the simpler one is better.
 
         Raises:
             ValueError: if there is no such scalar type.
@@ -182,12 +185,7 @@ class SimulationClient:
             low_activation_threshold=low_activation_threshold,
             explanation_provenance=explanation_provenance,
         )
-        if method is not None:
-            request.method = names.SCORING_METHODS.value(method)
-        if isinstance(calibration, v1.Calibration):
-            request.calibration.CopyFrom(calibration)
-        elif calibration is not None:
-            request.calibration_kind = names.CALIBRATION_KINDS.value(calibration)
+        _set_names(request, method, calibration)
         return request
 
     def score(
@@ -217,8 +215,9 @@ class SimulationClient:
         for components by token pair and simulation for others. `calibration` is none, linear,
         percentile or isotonic, which is fitted on other sequences of the record; or a fitted one.
         None means the deployment's default; `calibration_id` names one that `store_calibration`
-        kept. `datasets` are tried in order; a single one need not be in a list. 0 means the
-        service's own default.
+        kept. Other methods than simulation calibrate nothing. `datasets` are tried in order; a
+        single one need not be in a list. 0 means the service's own default. `max_sequences` takes
+        sequences evenly spread over the scored ones; one or two of them say little.
 
         Raises:
             ValueError: if a name is unknown.
@@ -242,6 +241,57 @@ class SimulationClient:
             low_activation_threshold=low_activation_threshold,
             explanation_provenance=explanation_provenance,
         )
+        return self._scored(request, on_progress)
+
+    def score_sequences(
+        self,
+        explanation: str,
+        sequences: Sequence[Sequence[str]],
+        activations: Sequence[ArrayLike],
+        *,
+        calibration_sequences: Sequence[Sequence[str]] = (),
+        calibration_activations: Sequence[ArrayLike] = (),
+        simulator: str = "",
+        method: str | None = None,
+        calibration: str | v1.Calibration | None = None,
+        calibration_id: str = "",
+        seed: int = 0,
+        min_coverage: float = 0.0,
+        on_progress: Callable[[v1.Progress], None] | None = None,
+    ) -> ScoredExplanation:
+        """Score an explanation on sequences of one's own, each with an activation a token.
+
+        A calibration is fitted on `calibration_sequences`, none of which may be among the scored
+        ones; without any, `calibration` is ``"none"`` or a fitted one. The rest is as in `score`.
+
+        Raises:
+            ValueError: if a name is unknown, a text stands where a list of tokens is needed, or a
+                sequence has not one activation a token.
+            NeuropilError: INVALID_ARGUMENT, naming the field, where nothing can be scored.
+        """
+        request = v1.ScoreExplanationRequest(
+            sequences=v1.LabeledSequences(
+                scored_sequences=token_sequences(sequences, activations),
+                calibration_sequences=token_sequences(
+                    calibration_sequences,
+                    calibration_activations,
+                    names=("calibration_sequences", "calibration_activations"),
+                ),
+            ),
+            explanation=explanation,
+            simulator=simulator,
+            calibration_id=calibration_id,
+            seed=seed,
+            min_coverage=min_coverage,
+        )
+        _set_names(request, method, calibration)
+        return self._scored(request, on_progress)
+
+    def _scored(
+        self,
+        request: v1.ScoreExplanationRequest,
+        on_progress: Callable[[v1.Progress], None] | None,
+    ) -> ScoredExplanation:
         result: v1.ScoredExplanation | None = None
         with translated():
             # Read to the end, although the result comes last: the server sees the call succeed.
@@ -316,7 +366,7 @@ class SimulationClient:
             kind=names.CALIBRATION_KINDS.value(kind),
             simulated=to_tensor(np.asarray(simulated, dtype=np.float64)),
             true_activations=to_tensor(np.asarray(true_activations, dtype=np.float64)),
-            sequences=None if sequences is None else _columns(sequences),
+            sequences=None if sequences is None else token_sequences(sequences),
         )
         with translated():
             return self.stub.FitCalibration(request, timeout=self._timeout).calibration
@@ -357,19 +407,14 @@ class SimulationClient:
             return self.stub.GetCalibration(request, timeout=self._timeout).calibration
 
 
-def _columns(sequences: Sequence[Sequence[str]]) -> common.TokenSequences:
-    _refuse_text(sequences, "sequences")
-    for position, sequence in enumerate(sequences):
-        _refuse_text(sequence, f"sequences[{position}]")
-    return common.TokenSequences(
-        tokens=[token for sequence in sequences for token in sequence],
-        sequence_lengths=[len(sequence) for sequence in sequences],
-    )
-
-
-def _refuse_text(tokens: object, name: str) -> None:
-    """ValueError for a text, whose letters would be taken for tokens."""
-    if isinstance(tokens, str):
-        raise ValueError(
-            f"{name} is a text; a list of tokens is needed, as client.scalars.tokenize makes it"
-        )
+def _set_names(
+    request: v1.ScoreExplanationRequest,
+    method: str | None,
+    calibration: str | v1.Calibration | None,
+) -> None:
+    if method is not None:
+        request.method = names.SCORING_METHODS.value(method)
+    if isinstance(calibration, v1.Calibration):
+        request.calibration.CopyFrom(calibration)
+    elif calibration is not None:
+        request.calibration_kind = names.CALIBRATION_KINDS.value(calibration)
