@@ -82,6 +82,18 @@ async def test_a_head_is_scored_by_the_way_that_the_service_takes_for_it() -> No
     assert simulation.requests[0].method == simulation_v1.SCORING_METHOD_UNSPECIFIED
 
 
+async def test_no_field_is_named_that_a_body_has_not() -> None:
+    class Refusing(Servicer):
+        async def ScoreExplanation(self, request: Any, context: Any) -> Any:
+            raise FailedPrecondition("no judge", field="simulator", reason="NO_LANGUAGE_MODEL")
+            yield
+
+    async with gateway_to(simulation=Refusing()) as client:
+        answer = await client.post("/score", json=SCORE)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "NO_LANGUAGE_MODEL")
+        assert answer.json()["field"] == ""
+
+
 EXPLAIN = {key: SCORE[key] for key in ("dst", "layerIndex", "activationIndex", "datasets")}
 
 

@@ -11,11 +11,15 @@ from neuropil.simulation import v1
 from services.gateway.backends import calling
 from services.gateway.errors import internal_error
 from services.gateway.gateway import TheGateway, json_answer
+from services.gateway.paths import json_path
 from services.gateway.requests.components import NodeIdAndDatasets, ScoreRequest
 from services.gateway.responses.common import PROBLEMS
 from services.gateway.responses.records import ExplanationResult, ScoreResult
 from services.gateway.routes.read import component_message
 from shared.errors import InvalidArgument
+
+_DEPLOYMENTS = frozenset({"simulator", "explainer", "calibration_kind", "method"})
+"""Fields of the contract that bodies have not: what they say is the deployment's."""
 
 router = APIRouter(tags=["explainer"], responses=PROBLEMS)
 
@@ -28,7 +32,7 @@ async def explain(body: NodeIdAndDatasets, gateway: TheGateway) -> Response:
             component=component_message(body), datasets=body.datasets
         )
     )
-    async with calling("simulation"):
+    async with calling("simulation", _path):
         proposed = await gateway.backends.simulation.ProposeExplanations(request)
     return json_answer({"explanations": list(proposed.explanations), "dataset": proposed.dataset})
 
@@ -50,7 +54,7 @@ async def score(body: ScoreRequest, gateway: TheGateway) -> Response:
         max_sequences=body.max_sequences or 0,
     )
     result = None
-    async with calling("simulation"):
+    async with calling("simulation", _path):
         async for event in gateway.backends.simulation.ScoreExplanation(request):
             if event.WhichOneof("event") == "result":
                 result = event.result
@@ -61,3 +65,7 @@ async def score(body: ScoreRequest, gateway: TheGateway) -> Response:
     return json_answer(
         {"score": value.value if defined else None, "datasetPath": result.provenance.dataset}
     )
+
+
+def _path(field: str) -> str:
+    return "" if field in _DEPLOYMENTS else json_path(field)

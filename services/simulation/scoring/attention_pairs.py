@@ -126,7 +126,7 @@ async def score_attention(
     if model is None:
         raise FailedPrecondition(
             f"the simulator {simulator.name} runs no language model that could judge token pairs; "
-            "name one that does",
+            "name one that does, or make one the deployment's default_simulator",
             field="simulator",
             reason="NO_LANGUAGE_MODEL",
         )
