@@ -27,7 +27,7 @@ from services.simulation.language_models.local.conversation import prompt_ids
 from services.simulation.language_models.local.language_model import LocalLanguageModel
 from services.simulation.language_models.local.model import LocalModel
 from services.simulation.language_models.local.worker import DeviceWorker
-from shared.errors import ResourceExhausted, Unavailable
+from shared.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from tests.unit import small_language_models as small
 
 pytestmark = pytest.mark.torch
@@ -213,8 +213,17 @@ def test_a_template_without_system_messages_gets_them_from_the_user(
         "[user]\nThe lion walked to the river.\n\nYes?\n[assistant]\n"
     )
     nothing = with_template(folder, tmp_path / "none", "{{ raise_exception('never') }}")
-    with pytest.raises(InvalidInput, match="chat template refuses the prompt: never"):
+    with pytest.raises(FailedPrecondition, match="template refuses the prompt: never") as refused:
         prompt_ids(nothing, prompts("Yes?")[0])
+    assert refused.value.reason == "CHAT_TEMPLATE_REFUSED"
+
+
+@pytest.mark.parametrize("broken", ["{{ 1 + 'a' }}", "{{ 1 / 0 }}", "{{ messages[9].content }}"])
+def test_a_broken_template_is_said_so(broken: str, folder: Path, tmp_path: Path) -> None:
+    model = with_template(folder, tmp_path / "chat", broken)
+    with pytest.raises(FailedPrecondition, match="template refuses the prompt: ") as refused:
+        prompt_ids(model, prompts("Yes?")[0])
+    assert refused.value.reason == "CHAT_TEMPLATE_REFUSED"
 
 
 def test_content_is_no_mark_of_the_tokenizer(folder: Path, tmp_path: Path) -> None:

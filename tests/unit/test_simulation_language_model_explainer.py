@@ -79,6 +79,7 @@ PAIRS = LabeledTokenPairs(
             "Wörter auf Deutsch, 日本語 👩👩👧",
         ),
         ("the the, of of: doubled words", "the the, of of: doubled words"),
+        ("the word before :", "the word before :"),
     ],
 )
 def test_answers_become_sentences(text: str, explanation: str) -> None:
@@ -294,6 +295,22 @@ async def test_a_simulator_without_a_language_model_cannot_explain() -> None:
         await explainer.propose(EVIDENCE, ProposalOptions())
     assert raised.value.reason == "NO_LANGUAGE_MODEL"
     await simulator.close()
+
+
+async def test_an_explainer_is_ready_where_its_model_is(tmp_path: Path) -> None:
+    # The simulator's prompt is longer than the model reads; that of explanations needs not be.
+    configuration = configurations()["gpt2"]
+    configuration.n_positions = 20
+    model = LocalLanguageModel(str(save(configuration, tmp_path / "model")))
+    simulator = CausalLmSimulator("local", model)
+    explainer = LanguageModelExplainer("llm", simulator)
+    assert explainer.state == "loading"
+    with pytest.raises(FailedPrecondition):
+        [result async for result in simulator.simulate("a", [["b"]])]
+    assert simulator.state.startswith("failed: ")
+    assert explainer.state == "ready"
+    await simulator.close()
+    await model.close()
 
 
 async def test_a_local_model_writes_the_same_each_time(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
+# Where a space stands before it, the colon is what is explained.
+_INTRODUCTION = re.compile(r"\S:$")
 _FENCE = "```"
 _BULLET = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 # Bold or slanted from the beginning on; stars that are quoted, or further on, are meant.
@@ -45,7 +47,7 @@ def explanation_of(answer: Generation) -> str:
         raise NoExplanation("thoughts that were cut off")
     lines = [line for line in (_sentence(each) for each in text.splitlines()) if line]
     line, left = (lines[0], len(lines) - 1) if lines else ("", 0)
-    while line.endswith(":"):
+    while _INTRODUCTION.search(line):
         if not left:
             raise NoExplanation("introduction without an explanation")
         line, left = lines[-left], left - 1

@@ -88,8 +88,9 @@ class LanguageModelExplainer:
 
     @property
     def state(self) -> str:
-        """The simulator's."""
-        return self._simulator.state
+        """The language model's: it may explain where it can't simulate."""
+        language_model = self._simulator.language_model
+        return language_model.state if language_model is not None else self._simulator.state
 
     async def propose(self, evidence: Evidence, options: ProposalOptions) -> ProposedExplanations:
         """At most `options.count` explanations, those first that the model gave most often.

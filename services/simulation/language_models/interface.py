@@ -85,6 +85,11 @@ class LanguageModel(Protocol):
         """Name and version of the model."""
         ...
 
+    @property
+    def state(self) -> str:
+        """`loading`, `ready` or `failed: why`."""
+        ...
+
     async def choose(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> Sequence[Choice]:
         """For each prompt, how probable the choices are as what comes next."""
         ...

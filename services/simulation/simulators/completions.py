@@ -63,7 +63,9 @@ LogprobPrompt = AllAtOncePrompt | OneAtATimePrompt
 
 MAY_BE_TEN = 0.005
 """Where a tokenizer makes "1" and "0" of "10": a 1 less probable than this is taken as a 1."""
-_SAMPLE = ("a", ["a"])
+_WANTED = ("the words that name a day of the week, or a month", (" word",) * 32)
+"""What a prompt should leave room for: where it doesn't, a shorter one is better."""
+_LEAST = ("a", ("a",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,18 +218,22 @@ class CompletionsSimulator:
         return self._plan
 
     async def _fitting(self, method: str, way: EchoWay | None, logprobs: int) -> LogprobPrompt:
-        """The best of the method's prompts that is not too long for the server's model."""
+        """The first of the method's prompts that leaves the server's model room for a sequence.
+
+        Where none does, the last one, as long as it leaves room for a token.
+        """
         api = self.language_model.completions
-        for name in PROMPTS[method]:
+        names = PROMPTS[method]
+        for name, sample in (*((name, _WANTED) for name in names), (names[-1], _LEAST)):
             prompt = logprob_prompt(name, method)
-            text = prompt.text(*_SAMPLE).text
+            text = prompt.text(*sample).text
             try:
                 await (api.echoed(text, way) if way is not None else api.next_token(text, logprobs))
             except UnreadableAnswer:
                 # Each call reports its own.
                 return prompt
             except ResourceExhausted as error:
-                if error.reason != "PROMPT_TOO_LONG" or name == PROMPTS[method][-1]:
+                if error.reason != "PROMPT_TOO_LONG" or sample is _LEAST:
                     raise
             else:
                 return prompt

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from services.simulation.errors import InvalidInput
 from services.simulation.language_models.interface import Message, Prompt
 from services.simulation.simulators.words import readable
+from shared.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from services.simulation.language_models.local.model import LocalModel
@@ -20,7 +21,8 @@ def prompt_ids(model: LocalModel, prompt: Prompt) -> tuple[tuple[int, ...], tupl
     `prompt.shared` alone are the same.
 
     Raises:
-        InvalidInput: the prompt is empty, or the chat template refuses it.
+        InvalidInput: the prompt is empty.
+        FailedPrecondition: the chat template refuses it, or is broken.
     """
     whole = message_ids(model, prompt.messages, answered=True)
     if not whole:
@@ -29,7 +31,7 @@ def prompt_ids(model: LocalModel, prompt: Prompt) -> tuple[tuple[int, ...], tupl
         return (), whole
     try:
         shared = message_ids(model, prompt.shared, answered=False)
-    except InvalidInput:
+    except FailedPrecondition:
         # A template may refuse a conversation without a user; the whole then is computed.
         return (), whole
     common = 0
@@ -66,8 +68,6 @@ def _plain(tokenizer: Any, content: str) -> str:
 
 
 def _templated(tokenizer: Any, messages: list[Message], answered: bool) -> str:
-    import jinja2
-
     begun = answered and bool(messages) and messages[-1].role == "assistant"
     try:
         text = tokenizer.apply_chat_template(
@@ -78,13 +78,13 @@ def _templated(tokenizer: Any, messages: list[Message], answered: bool) -> str:
             # Of a template that knows it: a model that thinks first answers nothing that is read.
             enable_thinking=False,
         )
-    except (jinja2.TemplateError, ValueError, IndexError) as error:
+    # A template is code of the folder's, which may fail in any way.
+    except Exception as error:
         folded = _without_system(messages)
         if folded != messages:
             return _templated(tokenizer, folded, answered)
-        raise InvalidInput(
+        raise FailedPrecondition(
             f"the model's chat template refuses the prompt: {error}",
-            field="prompt",
             reason="CHAT_TEMPLATE_REFUSED",
         ) from error
     return str(text)
