@@ -135,3 +135,16 @@ async def test_sequences_to_calibrate_on_say_too_what_is_active(world: World) ->
         await scored(world, request)
     assert raised.value.reason == "NOTHING_TO_JUDGE"
     assert "no sequence with an activation of 0.5 of the largest" in raised.value.message
+
+
+async def test_without_an_interval_there_is_no_method_of_one(world: World) -> None:
+    for count, method in ((1, ""), (4, "bootstrap-t")):
+        given = [sequence(number, active=number % 2 == 0) for number in range(count)]
+        request = v1.ScoreExplanationRequest(
+            sequences=v1.LabeledSequences(scored_sequences=labeled(*given)),
+            explanation=f"the words {', '.join(repr(animal) for animal in ANIMALS)}",
+            calibration_kind=v1.CALIBRATION_KIND_NONE,
+        )
+        provenance = (await scored(world, request))[1].provenance
+        assert provenance.interval_method == method
+        assert bool(provenance.interval_resample_count) == bool(method)

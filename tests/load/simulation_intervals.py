@@ -7,7 +7,7 @@ prints Markdown tables, also for two better known ways of making intervals, and 
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -273,4 +273,6 @@ def measure(data_sets: int = DATA_SETS) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(measure(int(sys.argv[1]) if len(sys.argv) > 1 else DATA_SETS)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data_sets", type=int, nargs="?", default=DATA_SETS)
+    print("\n".join(measure(parser.parse_args().data_sets)))

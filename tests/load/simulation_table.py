@@ -233,6 +233,8 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=int)
     parser.add_argument("--kind", action="append", default=[])
     arguments = parser.parse_args()
+    if arguments.write and (arguments.limit or arguments.kind):
+        parser.error("--write is for the whole tables, without --limit and --kind")
     found = asyncio.run(measure(arguments.limit, arguments.kind))
     print("\n".join(found))
     if arguments.write:

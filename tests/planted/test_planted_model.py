@@ -113,6 +113,7 @@ async def test_each_shuffled_explanation_scores_low(planted: Planted, likeness: 
             result = await planted.scored(layer, neuron, wrong, v1.CALIBRATION_KIND_LINEAR)
             score = result.uncalibrated_scores.ev_correlation
             assert not score.HasField("value") or score.value < 0.1, (meaning, wrong)
+            assert result.preferred_score.HasField("value"), (meaning, wrong)
             calibrated.append(result.preferred_score.value)
     # Classes that exclude each other correlate a little, and a line may turn the sign.
     assert abs(np.median(calibrated)) < 0.1

@@ -378,6 +378,7 @@ async def test_what_can_not_be_scored_is_refused_before_anything_is_paid_for(
         await run(given, simulator)
     assert caught.value.reason == reason
     assert field in caught.value.field
+    assert " sequences[" not in f" {caught.value.message}"
     with pytest.raises(NeuropilError) as caught:
         await run(asked, simulator)
     # A record is no part of the request.
@@ -400,3 +401,18 @@ async def test_a_calibration_that_leaves_the_range_names_what_the_request_has(
     with pytest.raises(InvalidInput) as caught:
         await run(replace(task(), calibration=steep, calibration_field="calibration_id"))
     assert (caught.value.reason, caught.value.field) == ("OUT_OF_RANGE", "calibration_id")
+
+
+def test_a_sequence_that_is_in_a_record_twice_is_scored_once() -> None:
+    top = labeled(*((f"a{n} b", [1.0, 0.5]) for n in range(8)))
+    # Those of the validation split of the top sequences, in that of the random sample.
+    repeated = ScoringSplit.from_record(top, LabeledSequences(), "d").scored
+    random = labeled(*((f"c{n} d", [0.0, 0.1]) for n in range(6)))
+    random = LabeledSequences(
+        tuple(repeated.tokens[0] if n in (1, 4) else each for n, each in enumerate(random.tokens)),
+        random.activations,
+    )
+    split = ScoringSplit.from_record(top, random, "d")
+    assert len(set(split.scored.tokens)) == len(split.scored) >= len(repeated)
+    assert split.scored.tokens[: len(repeated)] == repeated.tokens
+    assert not set(split.scored.tokens) & set(split.calibration.tokens)

@@ -58,7 +58,21 @@ def scored_message(
         message = _simulated_message(scored)
     if explained_by is not None:
         message.provenance.explanation.CopyFrom(explained_by)
+    if not any(score.HasField("confidence_interval") for score in _overall_scores(message)):
+        message.provenance.ClearField("interval_method")
+        message.provenance.ClearField("interval_resample_count")
     return message
+
+
+def _overall_scores(message: v1.ScoredExplanation) -> list[v1.Score]:
+    judged, three = message.judgements, message.scored_simulation.scores
+    before = message.uncalibrated_scores
+    return [
+        *(three.ev_correlation, three.r_squared, three.absolute_deviation_explained),
+        *(before.ev_correlation, before.r_squared, before.absolute_deviation_explained),
+        *(judged.balanced_accuracy, judged.precision, judged.recall, judged.f1, judged.roc_auc),
+        message.attention.roc_auc,
+    ]
 
 
 def _simulated_message(scored: ScoredExplanation) -> v1.ScoredExplanation:

@@ -83,7 +83,8 @@ class ScoringSplit:
 
         Splits are interleaved, and as large as they can be: the top sequences over train,
         calibration, validation and test, the random ones over the last three. A random sample may
-        hold a top sequence again: what is scored takes no part in the calibration.
+        hold a top sequence again: what is scored is scored once, and takes no part in the
+        calibration.
         """
 
         def split(index: int) -> LabeledSequences:
@@ -92,6 +93,8 @@ class ScoringSplit:
             return top.take(of_top) + random.take(of_random)
 
         calibration, scored = split(1), split(2)
+        first = {tokens: position for position, tokens in reversed([*enumerate(scored.tokens)])}
+        scored = scored.take(sorted(first.values()))
         held_out = set(scored.tokens)
         kept = [p for p, tokens in enumerate(calibration.tokens) if tokens not in held_out]
         return cls(calibration.take(kept), scored, dataset)

@@ -264,10 +264,11 @@ def _check_sequences(task: ScoringTask, sequences: LabeledSequences, name: str) 
     except (InvalidInput, ResourceExhausted) as error:
         if not error.field.startswith("sequences"):
             raise
-        position = error.field.removeprefix("sequences")
+        at_fault = f"sequences.{name}{error.field.removeprefix('sequences')}"
+        of_request = not task.split.dataset
         raise type(error)(
-            error.message,
-            field="" if task.split.dataset else f"sequences.{name}{position}",
+            error.message.replace(error.field, at_fault) if of_request else error.message,
+            field=at_fault if of_request else "",
             reason=error.reason,
             metadata=error.metadata,
         ) from error
