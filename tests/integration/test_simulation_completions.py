@@ -211,6 +211,10 @@ async def test_explanations_are_asked_for_at_the_same_time(served: OpenAiServer)
     assert 1 < served.traffic.most_running <= 3
     for result, own in zip(results, alone, strict=True):
         assert result.probabilities == pytest.approx(own.probabilities, abs=1e-5)
+    with pytest.raises(ResourceExhausted) as caught:
+        async for _ in simulator.simulate_explanations(["a", "word " * 200, "b"], TOKENS):
+            pass
+    assert caught.value.field == "explanations[1]"
     await simulator.close()
 
 

@@ -26,11 +26,13 @@ from services.simulation.prompts.simulation import (
 from services.simulation.simulators import sequence_rows
 from services.simulation.simulators.causal_lm import CausalLmSimulator, Method
 from services.simulation.simulators.interface import SimulatedSequence, TokenOutcome
-from services.simulation.simulators.sequence_rows import NO_PLACE
+from services.simulation.simulators.sequence_rows import NO_PLACE, OneAtATimeRows
 from services.simulation.simulators.token_pieces import (
     NOT_TEXT,
     NOTHING_LEFT,
+    READ_AS_COMMAND,
     UNKNOWN_TEXT,
+    PieceIds,
     PieceTokenizer,
 )
 from shared.errors import ConfigurationError, FailedPrecondition, ResourceExhausted, Unavailable
@@ -291,6 +293,30 @@ async def test_long_sequences_are_read_in_windows_that_repeat_nothing(
     )
 
 
+def test_one_at_a_time_a_long_text_is_cut_at_its_beginning() -> None:
+    pieces = PieceTokenizer((DEMO / "tokenizer.json").read_text())
+    rows = OneAtATimeRows(simulation_prompt("one_at_a_time-1", OneAtATimePrompt), pieces)
+    tokens = [" king"] * 5 + ["=" * 4000] * 26 + [" said", " unto", ""]
+    planned = [part for group in rows.groups([tokens], 4096) for _, part in group]
+    assert not [issue for part in planned for issue in part.issues]
+    lengths = [len(row.ids) for part in planned for row in part.rows]
+    assert len(lengths) == len(tokens)
+    # The text is there for each of the last tokens, though it is over what is encoded at once.
+    assert min(lengths[-6:]) > 0.9 * max(lengths)
+
+
+def test_one_at_a_time_a_text_that_reads_as_a_command_is_reported() -> None:
+    class Commanding(PieceTokenizer):
+        def text(self, text: str) -> PieceIds:
+            return PieceIds((), READ_AS_COMMAND) if "<go>" in text else super().text(text)
+
+    pieces = Commanding((DEMO / "tokenizer.json").read_text())
+    rows = OneAtATimeRows(simulation_prompt("one_at_a_time-1", OneAtATimePrompt), pieces)
+    planned = [part for group in rows.groups([["a", "<g", "o>", "b"]], 4096) for _, part in group]
+    issues = {issue.position: issue.reason for part in planned for issue in part.issues}
+    assert issues == {2: READ_AS_COMMAND, 3: READ_AS_COMMAND}
+
+
 async def test_a_token_without_place_is_reported(demo: CausalLmSimulator) -> None:
     long = "".join(f" word{n}" for n in range(100))
     tokens = [" a", long, " b"]
@@ -352,6 +378,10 @@ async def test_an_explanation_that_leaves_no_room_is_refused(demo: CausalLmSimul
         await simulated(demo, "colors of things " * 30, [SENTENCE])
     assert (caught.value.field, caught.value.reason) == ("explanation", "EXPLANATION_TOO_LONG")
     assert int(caught.value.metadata["tokens"]) > int(caught.value.metadata["limit"])
+    with pytest.raises(ResourceExhausted) as caught:
+        async for _ in demo.simulate_explanations([EXPLANATION, "colors of things " * 30], [" a"]):
+            pass
+    assert caught.value.field == "explanations[1]"
 
 
 async def test_an_explanation_that_the_tokenizer_cannot_write_is_refused(

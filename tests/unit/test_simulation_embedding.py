@@ -17,9 +17,9 @@ from services.simulation.sequence_simulation import NORMALIZED_VALUES
 from services.simulation.simulators import embedding
 from services.simulation.simulators.embedding import EmbeddingSimulator
 from services.simulation.simulators.evidence import distributions, facets, word_scores
-from services.simulation.simulators.interface import check_distributions
 from services.simulation.simulators.sentence_encoder import EncodingCost, SentenceEncoder
 from shared.errors import Unavailable
+from tests.unit.simulation_distributions import assert_distributions
 
 SENTENCES = [
     "The shepherd led his sheep and goats to the river before the wolf came .",
@@ -56,7 +56,7 @@ async def expected(
 ) -> np.ndarray:
     results = [result async for result in simulator.simulate(explanation, sequences)]
     for result, tokens in zip(results, sequences, strict=True):
-        check_distributions(result.probabilities, len(tokens))
+        assert_distributions(result.probabilities, len(tokens))
         assert result.report.coverage == 1.0
     return np.concatenate([result.simulation().expected_activations for result in results])
 
@@ -211,7 +211,7 @@ def test_the_service_starts_without_torch() -> None:
 def test_distributions_rise_with_the_activity() -> None:
     activity = np.array([0.0, 1e-9, 0.1, 0.5, 0.9, 1.0])
     rows = distributions(activity)
-    check_distributions(rows, len(activity))
+    assert_distributions(rows, len(activity))
     np.testing.assert_allclose(rows @ NORMALIZED_VALUES, activity * (1 + 9 * activity), atol=1e-9)
     assert rows[0, 0] == 1.0
     assert rows[-1, 10] == 1.0

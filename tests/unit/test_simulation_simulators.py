@@ -17,7 +17,6 @@ from services.simulation.simulators.interface import (
     TokenIssue,
     TokenOutcome,
     ValidityReport,
-    check_distributions,
     check_request,
 )
 from services.simulation.simulators.registry import SimulatorRegistry
@@ -93,21 +92,6 @@ def test_huge_requests_are_refused() -> None:
         with pytest.raises(ResourceExhausted) as caught:
             check_request(explanation, sequences)
         assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    "probabilities",
-    [
-        np.zeros((2, 10)),
-        np.full((2, 11), np.nan),
-        np.full((2, 11), 1.0),
-        np.concatenate([np.full((2, 1), -1.0), np.full((2, 10), 0.2)], axis=1),
-    ],
-)
-def test_what_is_no_distribution_is_refused(probabilities: np.ndarray) -> None:
-    check_distributions(one_hot(3, -1), 2)
-    with pytest.raises(InvalidInput):
-        check_distributions(probabilities, 2)
 
 
 class Counting:

@@ -163,6 +163,10 @@ async def test_an_explanation_longer_than_the_model_reads(head: TokenHeadSimulat
     with pytest.raises(ResourceExhausted, match=r"pieces .* reads \d+ at most") as caught:
         await simulated(head, [[" the"]], "lion " * 60)
     assert (caught.value.field, caught.value.reason) == ("explanation", "EXPLANATION_TOO_LONG")
+    with pytest.raises(ResourceExhausted) as caught:
+        async for _ in head.simulate_explanations(["lion", "lion " * 60, "god"], [" the"]):
+            pass
+    assert caught.value.field == "explanations[1]"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from services.simulation.simulators.interface import (
     check_explanations,
     check_request,
 )
-from services.simulation.simulators.server_windows import simulate_in_windows
+from services.simulation.simulators.server_windows import numbered, simulate_in_windows
 
 _ANSWER_TOKENS = 64
 _ANSWER_TOKENS_PER_TOKEN = 24
@@ -86,7 +86,10 @@ class ChatSimulator:
         """As `Simulator.simulate_explanations`; several requests are under way at a time."""
         check_explanations(explanations, tokens)
         await self.language_model.found()
-        calls = [partial(self._sequence, explanation, tokens) for explanation in explanations]
+        calls = [
+            partial(numbered, position, partial(self._sequence, explanation, tokens))
+            for position, explanation in enumerate(explanations)
+        ]
         async with aclosing(self._in_order(calls)) as results:
             async for result in results:
                 yield result

@@ -50,6 +50,7 @@ from services.simulation.simulators.interface import (
 from services.simulation.simulators.server_windows import (
     Simulate,
     joined,
+    numbered,
     require_too_long,
     room,
     simulate_in_windows,
@@ -167,7 +168,10 @@ class CompletionsSimulator:
         """As `Simulator.simulate_explanations`; several requests are under way at a time."""
         check_explanations(explanations, tokens)
         plan = await self._planned()
-        calls = [partial(self._sequence, plan, explanation, tokens) for explanation in explanations]
+        calls = [
+            partial(numbered, position, partial(self._sequence, plan, explanation, tokens))
+            for position, explanation in enumerate(explanations)
+        ]
         async with aclosing(self._in_order(calls)) as results:
             async for result in results:
                 yield result

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from services.simulation.errors import InvalidInput
 from services.simulation.sequence_simulation import (
     NORMALIZED_VALUES,
-    NUM_VALUES,
     SequenceSimulation,
 )
-from shared.errors import FailedPrecondition, ResourceExhausted
+from shared.errors import FailedPrecondition, NeuropilError, ResourceExhausted
 from shared.formats.simulations import ActivationScale
 
 if TYPE_CHECKING:
@@ -251,10 +250,22 @@ class OneByOne(ABC):
     ) -> AsyncGenerator[SimulatedSequence, None]:
         """As `Simulator.simulate_explanations`."""
         check_explanations(explanations, tokens)
-        for explanation in explanations:
-            async with aclosing(self.simulate(explanation, [tokens])) as results:
-                async for result in results:
-                    yield result
+        for position, explanation in enumerate(explanations):
+            with naming(position):
+                async with aclosing(self.simulate(explanation, [tokens])) as results:
+                    async for result in results:
+                        yield result
+
+
+@contextmanager
+def naming(position: int) -> Iterator[None]:
+    """Let an error of an explanation say which of `explanations` it is."""
+    try:
+        yield
+    except NeuropilError as error:
+        if error.field == "explanation":
+            error.field = f"explanations[{position}]"
+        raise
 
 
 def check_explanations(explanations: Sequence[str], tokens: Sequence[str]) -> None:
@@ -372,21 +383,3 @@ def check_request(explanation: str, sequences: Sequence[Sequence[str]]) -> None:
         _check_tokens(tokens, f"sequences[{position}]") for position, tokens in enumerate(sequences)
     )
     _check_characters(characters, "sequences")
-
-
-def check_distributions(probabilities: FloatArray, tokens: int) -> None:
-    """Raise InvalidInput where `probabilities` aren't `tokens` rows of 11 that add up to 1 or 0."""
-    if probabilities.shape != (tokens, NUM_VALUES):
-        raise InvalidInput(
-            f"probabilities have shape {probabilities.shape}, not ({tokens}, {NUM_VALUES})",
-            field="probabilities",
-        )
-    sums = probabilities.sum(axis=1)
-    # NaN fails both comparisons.
-    good = (probabilities >= 0).all(axis=1) & ((np.abs(sums - 1) < 1e-6) | (sums == 0))
-    if not good.all():
-        row = int(np.flatnonzero(~good)[0])
-        raise InvalidInput(
-            f"probabilities[{row}] aren't a distribution: {probabilities[row].tolist()}",
-            field=f"probabilities[{row}]",
-        )

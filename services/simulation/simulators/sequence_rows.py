@@ -15,7 +15,9 @@ from typing import Protocol
 from services.simulation.prompts.simulation import AllAtOncePrompt, OneAtATimePrompt
 from services.simulation.simulators.interface import TokenIssue, TokenOutcome
 from services.simulation.simulators.token_pieces import (
+    MAX_PIECE_CHARACTERS,
     NOT_TEXT,
+    NOTHING_LEFT,
     TOO_LONG,
     PieceIds,
     PieceTokenizer,
@@ -148,22 +150,35 @@ class OneAtATimeRows:
                 yield PlannedSequence((), (_issue(position, piece),))
                 continue
             # Hardly a token has less than one id, so no more of them are of use.
-            ids = self._question(readable[max(0, position + 1 - room) : position + 1], room)
-            if ids is None:
-                issue = TokenIssue(position, TokenOutcome.MISSING, NO_PLACE)
-                yield PlannedSequence((), (issue,))
+            question = self._question(
+                _ending(readable[max(0, position + 1 - room) : position + 1]), room
+            )
+            if question.problem:
+                yield PlannedSequence((), (_issue(position, question),))
             else:
-                yield PlannedSequence((PlannedRow(ids, (len(ids) - 1,), (position,)),), ())
+                row = PlannedRow(question.ids, (len(question.ids) - 1,), (position,))
+                yield PlannedSequence((row,), ())
 
-    def _question(self, tokens: Sequence[str], room: int) -> tuple[int, ...] | None:
+    def _question(self, tokens: Sequence[str], room: int) -> PieceIds:
         before, text, after = self.prompt.question_parts(tokens)
         first = [i for piece in before for i in self.tokenizer.piece(piece).ids]
         last = [i for piece in after for i in self.tokenizer.piece(piece).ids]
         left = room - len(first) - len(last)
         if left < len(self.tokenizer.piece(tokens[-1]).ids):
-            return None
-        whole = self.tokenizer.text(text).ids
-        return (*first, *whole[max(0, len(whole) - left) :], *last)
+            return PieceIds((), NO_PLACE)
+        whole = self.tokenizer.text(text)
+        if whole.problem and whole.problem != NOTHING_LEFT and not whole.ids:
+            return whole
+        return PieceIds((*first, *whole.ids[max(0, len(whole.ids) - left) :], *last))
+
+
+def _ending(tokens: Sequence[str]) -> Sequence[str]:
+    """The last tokens, as many as a tokenizer takes at once: runs of a sign are few ids."""
+    start, characters = len(tokens) - 1, len(tokens[-1])
+    while start > 0 and characters + len(tokens[start - 1]) <= MAX_PIECE_CHARACTERS:
+        start -= 1
+        characters += len(tokens[start])
+    return tokens[start:]
 
 
 def _issue(position: int, piece: PieceIds) -> TokenIssue:

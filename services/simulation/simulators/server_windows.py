@@ -14,6 +14,7 @@ from services.simulation.simulators.interface import (
     SimulationCost,
     TokenIssue,
     TokenOutcome,
+    naming,
 )
 from shared.errors import ResourceExhausted
 
@@ -22,6 +23,14 @@ _SHORT = ("a",)
 
 
 Simulate = Callable[[Sequence[str]], Awaitable[SimulatedSequence]]
+
+
+async def numbered(
+    position: int, simulate: Callable[[], Awaitable[SimulatedSequence]]
+) -> SimulatedSequence:
+    """Of several explanations, the one at `position`; errors name it."""
+    with naming(position):
+        return await simulate()
 
 
 async def simulate_in_windows(

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from services.simulation.simulators.interface import (
     TokenOutcome,
     check_explanations,
     check_request,
+    naming,
 )
 from services.simulation.simulators.piece_alignment import NO_PIECE, AlignedPieces
 from services.simulation.simulators.token_head_model import (
@@ -110,17 +112,20 @@ class TokenHeadSimulator:
     ) -> AsyncGenerator[SimulatedSequence, None]:
         """One result an explanation, in order, all in one batch where it fits."""
         check_explanations(explanations, tokens)
-        async for result in self._results([(explanation, tokens) for explanation in explanations]):
+        pairs = [(explanation, tokens) for explanation in explanations]
+        async for result in self._results(pairs, many=True):
             yield result
 
     async def _results(
-        self, pairs: Sequence[tuple[str, Sequence[str]]]
+        self, pairs: Sequence[tuple[str, Sequence[str]]], *, many: bool = False
     ) -> AsyncGenerator[SimulatedSequence, None]:
         stop = Event()
         loop = asyncio.get_running_loop()
+        done = 0
         try:
             for group in _groups(pairs):
-                work = partial(self._simulate, group, stop.is_set)
+                work = partial(self._simulate, group, stop.is_set, done if many else None)
+                done += len(group)
                 for result in await loop.run_in_executor(self._worker, work):
                     yield result
         finally:
@@ -165,8 +170,12 @@ class TokenHeadSimulator:
             _log.error("simulator_not_loaded", simulator=self.name, error=str(error))
 
     def _simulate(
-        self, pairs: Sequence[tuple[str, Sequence[str]]], stopped: Callable[[], bool]
+        self,
+        pairs: Sequence[tuple[str, Sequence[str]]],
+        stopped: Callable[[], bool],
+        first: int | None,
     ) -> list[SimulatedSequence]:
+        """Of many explanations, `first` is the position of the first one among them."""
         if stopped():
             raise _Stopped
         classifier = self._loaded()
@@ -176,11 +185,11 @@ class TokenHeadSimulator:
         pieces = {id(tokens): tokenizer.align(tokens) for _, tokens in pairs}
         explained = [heads[explanation] for explanation, _ in pairs]
         read = [pieces[id(tokens)] for _, tokens in pairs]
-        rows = [
-            row
-            for number, (head, own) in enumerate(zip(explained, read, strict=True))
-            for row in _windows(number, len(own.ids), _room(classifier, len(head)))
-        ]
+        rows: list[_Row] = []
+        for number, (head, own) in enumerate(zip(explained, read, strict=True)):
+            with nullcontext() if first is None else naming(first + number):
+                room = _room(classifier, len(head))
+            rows += _windows(number, len(own.ids), room)
         found = [np.full((len(own.ids), NUM_VALUES), np.nan) for own in read]
         cost = SimulationCost()
         template = tokenizer.template
