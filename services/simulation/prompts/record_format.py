@@ -1,4 +1,8 @@
-"""Sequences with activations as prompts show them: a line a token, between two marks."""
+"""Sequences with activations as prompts show them: a line a token, between two marks.
+
+Prompts are made of `line_pieces`; the two formatting functions are for callers in Python, and hold
+these lines against the reference's.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ def format_activation_records(
             first = start_indices[position]
         values = normalize_activations(record.activations, max_activation).tolist()
         rows = [
-            (token, HIDDEN if row < first else str(value))
+            (token, None if row < first else value)
             for row, (token, value) in enumerate(zip(record.tokens, values, strict=True))
             if value or not omit_zeros
         ]
@@ -63,7 +67,7 @@ def format_activation_records(
 def format_sequences_for_simulation(sequences: Sequence[Sequence[str]]) -> str:
     """The sequences with all activations hidden."""
     return "\n" + "".join(
-        _between_marks([(token, HIDDEN) for token in tokens]) for tokens in sequences
+        _between_marks([(token, None) for token in tokens]) for tokens in sequences
     )
 
 
@@ -79,6 +83,8 @@ def line_pieces(
     )
 
 
-def _between_marks(rows: Sequence[tuple[str, str]]) -> str:
-    lines = "\n".join(f"{token}\t{value}" for token, value in rows)
-    return f"{START}\n{lines}\n{END}\n"
+def _between_marks(rows: Sequence[tuple[str, int | None]]) -> str:
+    pieces = line_pieces([token for token, _ in rows], [value for _, value in rows])
+    # A sequence without tokens has one empty line, as in the reference.
+    lines = "".join(pieces) or "\n"
+    return f"{START}\n{lines}{END}\n"
