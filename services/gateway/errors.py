@@ -43,6 +43,8 @@ STATUS_BY_CODE = {
 MODEL_NOT_CONFIGURED = "MODEL_NOT_CONFIGURED"
 STORAGE_ACCESS_DENIED = "STORAGE_ACCESS_DENIED"
 
+# Of a request that is refused again however late it comes again.
+_TOO_MUCH = re.compile("TOO_(LARGE|LONG)$|^TOO_MANY_")
 _CODE_BY_STATUS = {
     400: "INVALID_ARGUMENT",
     404: "NOT_FOUND",
@@ -130,7 +132,7 @@ def from_service_error(
         message, reason, status = _transport_failure(error, service, status)
     elif reason in (MODEL_NOT_CONFIGURED, STORAGE_ACCESS_DENIED):
         status = 503
-    elif error.code == "RESOURCE_EXHAUSTED" and reason.endswith("TOO_LARGE"):
+    elif error.code == "RESOURCE_EXHAUSTED" and _TOO_MUCH.search(reason):
         status = 413
     return GatewayError(
         status,

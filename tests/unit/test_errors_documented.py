@@ -39,14 +39,14 @@ def test_a_row_names_the_services_that_give_it() -> None:
 
 def in_the_gateway() -> set[str]:
     """What the gateway's own errors may have as a reason: its texts in capitals, but for
-    codes, and for how several reasons end."""
+    codes."""
     return {
         node.value
         for node in ast.walk(ast.parse(GATEWAY.read_text()))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and re.fullmatch(r"[A-Z]+(_[A-Z]+)+", node.value)
-    } - {*STATUS_BY_CODE, "TOO_LARGE"}
+    } - {*STATUS_BY_CODE}
 
 
 def test_what_the_gateway_answers_of_its_own_has_its_row() -> None:
