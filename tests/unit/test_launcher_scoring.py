@@ -268,3 +268,14 @@ def test_the_files_say_what_made_a_score(tmp_path: Path) -> None:
     with table.open(encoding="utf-8", newline="") as file:
         row = next(csv.DictReader(file))
     assert {name: str(value) for name, value in made.items()}.items() <= row.items()
+
+
+def test_a_narrow_terminal_shows_explanation_and_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("COLUMNS", "60"), ("TTY_COMPATIBLE", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    print_outcomes(outcomes())
+    told = capsys.readouterr().out
+    assert "looks back" in told
+    assert SCORED in told

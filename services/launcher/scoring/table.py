@@ -16,6 +16,8 @@ SHOWN = 40
 """Rows of the table; the files have all."""
 BINS = 10
 _BAR = 40
+_WIDE = 80
+"""Columns of a terminal that has room for intervals and costs."""
 _PLAIN = ("component", "explanation", "score", "low", "high", "tokens", "status", "why")
 
 
@@ -23,7 +25,7 @@ def print_outcomes(outcomes: Outcomes) -> None:
     """A table and a histogram on a terminal; else a line a row, cells apart by tabs."""
     console = Console()
     if console.is_terminal:
-        console.print(_summary(outcomes))
+        console.print(_summary(outcomes, wide=console.width >= _WIDE))
         return
     lines = ["\t".join(_PLAIN), *("\t".join(_plain(row)) for row in outcomes.rows)]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -45,27 +47,28 @@ def sentence(outcomes: Outcomes) -> str:
     return ", ".join(part for part in parts if part) + end
 
 
-def _summary(outcomes: Outcomes) -> RenderableType:
+def _summary(outcomes: Outcomes, *, wide: bool) -> RenderableType:
     ranked = sorted(outcomes.rows, key=_rank)
     table = Table(title=Text("Scores, best first"), title_justify="left", title_style="bold")
     table.add_column("component", no_wrap=True)
     table.add_column("explanation", ratio=1)
     table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("95 %", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold")
+    if wide:
+        table.add_column("95 %", no_wrap=True)
+        table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold", min_width=len(REUSED))
     for row in ranked[:SHOWN]:
         status = f"{row.status}: {row.why}" if row.why else row.status
         table.add_row(
             Text(row.explained.name),
             Text(row.explained.explanation),
             number(row.score),
-            _interval(row),
-            str(row.tokens),
+            *((_interval(row), str(row.tokens)) if wide else ()),
             Text(status),
         )
-    if len(ranked) > SHOWN:
-        table.caption = f"{len(ranked) - SHOWN} more are in scores.csv."
+    if len(ranked) > SHOWN or not wide:
+        more = f"{len(ranked) - SHOWN} more are" if len(ranked) > SHOWN else "More is"
+        table.caption = f"{more} in scores.csv."
         table.caption_justify = "left"
     return Group(table, "", _histogram(outcomes.scores))
 
