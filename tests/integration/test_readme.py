@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -104,14 +105,26 @@ def test_the_curl_example_runs(running: dict[str, str]) -> None:
     assert answer["maxActivation"] > 0
 
 
-def test_the_curl_example_of_a_prompts_scalars_runs(running: dict[str, str]) -> None:
-    (example,) = examples("docs/http.md", "sh")
-    words = shlex.split(example.replace("\\\n", " "))
-    words = [word.replace("http://127.0.0.1:8000", running["ready"]) for word in words]
-    done = subprocess.run(words, capture_output=True, check=True, timeout=60)
-    answer = orjson.loads(done.stdout)
-    tokens = answer["inferenceAndTokenData"]["tokensAsStrings"]
-    assert len(answer["derivedScalarsResponseData"]["activations"]) == len(tokens) > 1
+def answers(page: str, running: dict[str, str]) -> list[dict[str, Any]]:
+    """Of each curl example of a page."""
+    found = []
+    for example in examples(page, "sh"):
+        words = shlex.split(example.replace("\\\n", " "))
+        words = [word.replace("http://127.0.0.1:8000", running["ready"]) for word in words]
+        done = subprocess.run(words, capture_output=True, check=True, timeout=60)
+        found.append(orjson.loads(done.stdout))
+    return found
+
+
+def test_the_curl_examples_of_the_routes_run(running: dict[str, str]) -> None:
+    explained, scored, scalars = answers("docs/http.md", running)
+    told_explained, told_scored = map(orjson.loads, examples("docs/http.md", "json"))
+    assert explained["explanations"] == told_explained["explanations"]
+    assert explained["dataset"].endswith(told_explained["dataset"])
+    assert scored["score"] == pytest.approx(told_scored["score"], abs=0.01)
+    assert scored["datasetPath"].endswith(told_scored["datasetPath"])
+    tokens = scalars["inferenceAndTokenData"]["tokensAsStrings"]
+    assert len(scalars["derivedScalarsResponseData"]["activations"]) == len(tokens) > 1
 
 
 def test_the_javascript_example_runs(running: dict[str, str], npm: str, tmp_path: Path) -> None:
