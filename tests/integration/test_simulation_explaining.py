@@ -138,7 +138,7 @@ async def test_sequences_to_calibrate_on_say_too_what_is_active(world: World) ->
 
 
 async def test_without_an_interval_there_is_no_method_of_one(world: World) -> None:
-    for count, method in ((1, ""), (4, "bootstrap-t")):
+    for count, method in ((1, ""), (4, "student-t"), (20, "bootstrap-t")):
         given = [sequence(number, active=number % 2 == 0) for number in range(count)]
         request = v1.ScoreExplanationRequest(
             sequences=v1.LabeledSequences(scored_sequences=labeled(*given)),
@@ -147,4 +147,4 @@ async def test_without_an_interval_there_is_no_method_of_one(world: World) -> No
         )
         provenance = (await scored(world, request))[1].provenance
         assert provenance.interval_method == method
-        assert bool(provenance.interval_resample_count) == bool(method)
+        assert provenance.interval_resample_count == (1000 if count == 20 else 0)

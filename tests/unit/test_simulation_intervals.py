@@ -89,7 +89,7 @@ def test_standard_errors_are_those_of_derivatives() -> None:
 
 
 def test_an_interval_is_what_its_formula_says() -> None:
-    true, expected = draw(2)
+    true, expected = draw(2, 24)
     sequences = len(true)
     features = intervals._features(moments(true, expected))
     columns = np.concatenate([features, intervals._products(features)], axis=1)
@@ -115,8 +115,27 @@ def test_an_interval_is_what_its_formula_says() -> None:
         assert (ours.low, ours.high) == pytest.approx(pair, rel=1e-7)
 
 
+def test_of_few_sequences_the_spread_is_that_of_students_t() -> None:
+    true, expected = draw(2, 7)
+    all_in = np.ones(7)
+    estimate = plain(true, expected, all_in)
+    left_out = np.array([plain(true, expected, all_in - row) for row in np.eye(7)])
+    error = np.sqrt(6 / 7 * np.square(left_out - left_out.mean(axis=0)).sum(axis=0))
+    low, high = estimate - 2.4469118511 * error, estimate + 2.4469118511 * error
+    theirs = [
+        (np.tanh(low[0]), np.tanh(high[0])),
+        (1 - np.exp(high[1]), 1 - np.exp(low[1])),
+        (1 - np.exp(high[2]), 1 - np.exp(low[2])),
+    ]
+    for seed in (1, 2):
+        for ours, pair in zip(ends(overall(true, expected, seed)), theirs, strict=True):
+            assert ours is not None
+            assert (ours.low, ours.high) == pytest.approx(pair, rel=1e-7)
+    assert [intervals.interval_method(count) for count in (19, 20)] == ["student-t", "bootstrap-t"]
+
+
 def test_intervals_follow_the_seed_and_leave_the_scores_alone() -> None:
-    true, expected = draw(3)
+    true, expected = draw(3, 24)
     first, again, other = (overall(true, expected, seed) for seed in (1, 1, 2**64 - 1))
     assert first == again
     assert values(first) == values(other) == values(overall(true, expected, None))

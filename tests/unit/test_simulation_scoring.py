@@ -253,7 +253,7 @@ async def test_scores_before_and_after_calibration_have_intervals() -> None:
     scored = labeled(
         *(
             (" ".join(map(str, digits)), (2 * digits + rng.normal(size=6)).tolist())
-            for digits in rng.integers(0, 11, (12, 6))
+            for digits in rng.integers(0, 11, (24, 6))
         )
     )
     _, first = await run(task(scored=scored))

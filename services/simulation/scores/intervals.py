@@ -10,6 +10,9 @@ unexplained. There, with `infinitesimal jackknife` standard errors s of the resa
     q = quantiles of (resample - score) / s of the resample
     interval = score - q * (jackknife standard error of the score)
 
+Of fewer than 20 sequences, quantiles of resamples are mostly chance, and can be absurdly far out:
+there q are the quantiles of Student's t with one degree of freedom less than sequences.
+
 Quantiles of the resamples alone, or corrected for bias and skewness (BCa), cover less than they
 claim where a few sequences hold most of the activation (docs/scoring.md has the figures).
 """
@@ -20,13 +23,15 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from services.simulation.scores.moments import Moments
 from services.simulation.scores.resamples import CONFIDENCE, MIN_DEFINED, resample_counts
 
 FloatArray = NDArray[np.float64]
 
-INTERVAL_METHOD = "bootstrap-t"
+FEW_SEQUENCES = 20
+"""Of fewer, intervals aren't taken from resamples."""
 
 _PERFECT = 1e-12
 """A correlation this close to 1 or -1 is one but for rounding."""
@@ -34,6 +39,11 @@ _PERFECT = 1e-12
 _PAIRS = tuple(combinations_with_replacement(range(6), 2))
 _FIRST, _SECOND = (np.asarray(side) for side in zip(*_PAIRS, strict=True))
 _TIMES = np.where(np.equal(_FIRST, _SECOND), 1.0, 2.0)
+
+
+def interval_method(sequences: int) -> str:
+    """What intervals of the scores of so many sequences are called."""
+    return "student-t" if sequences < FEW_SEQUENCES else "bootstrap-t"
 
 
 def overall_intervals(moments: Moments, seed: int) -> FloatArray:
@@ -67,7 +77,11 @@ def _intervals(moments: Moments, ends: FloatArray, seed: int) -> FloatArray:
     for kind in range(3):
         defined = pivots[kind][np.isfinite(pivots[kind])]
         if len(defined) >= MIN_DEFINED * pivots.shape[1]:
-            low, high = _quantiles(defined, tail)
+            if sequences < FEW_SEQUENCES:
+                high = float(student.ppf(1 - tail, sequences - 1))
+                low = -high
+            else:
+                low, high = _quantiles(defined, tail)
             ends[kind] = estimates[kind] - high * spread[kind], estimates[kind] - low * spread[kind]
     return _scores(ends, moments, totals)
 

@@ -19,7 +19,7 @@ from services.simulation.calibration.calibrations import (
 from services.simulation.calibration.content import CachedFit, CalibrationCache, content_key
 from services.simulation.calibration.fitted import FittedCalibration, sequence_hash
 from services.simulation.errors import InvalidInput
-from services.simulation.scores.intervals import INTERVAL_METHOD
+from services.simulation.scores.intervals import FEW_SEQUENCES, interval_method
 from services.simulation.scores.resamples import RESAMPLES
 from services.simulation.scores.simulation_scores import ScoreTable, ScoreTriple, score_sequences
 from services.simulation.scoring.labeled_sequences import LabeledSequences, ScoringSplit
@@ -81,8 +81,15 @@ class Provenance:
     """Whether nothing was simulated to fit it: it was given, or fitted for an earlier score."""
     scored_sequences: int
     cost: SimulationCost
-    interval_method: str = INTERVAL_METHOD
-    interval_resamples: int = RESAMPLES
+
+    @property
+    def interval_method(self) -> str:
+        return interval_method(self.scored_sequences)
+
+    @property
+    def interval_resamples(self) -> int:
+        """0 where resamples only tell whether there is an interval."""
+        return RESAMPLES if self.scored_sequences >= FEW_SEQUENCES else 0
 
     @property
     def calibration(self) -> Calibration:
