@@ -37,10 +37,10 @@ from services.simulation.scores.simulation_scores import (
 )
 from services.simulation.scoring.attention_pairs import (
     PredictedPair,
-    prediction,
     roc_auc,
     select_pairs,
 )
+from services.simulation.scoring.judged_choices import prediction
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs
 from services.simulation.sequence_simulation import SequenceSimulation
 from shared.formats.records import ActivationRecord, interleaved_split

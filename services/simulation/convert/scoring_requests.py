@@ -6,10 +6,8 @@ from neuropil.simulation import v1
 from services.simulation.convert.arrays import labeled_sequences
 from services.simulation.convert.calibrations import calibration_of, kind_of
 from services.simulation.scoring.attention_pairs import DEFAULT_PAIRS_PER_SEQUENCE
-from services.simulation.scoring.judgement_questions import (
-    DEFAULT_LOW_ACTIVATION,
-    DEFAULT_MAX_JUDGEMENTS,
-)
+from services.simulation.scoring.judged_choices import DEFAULT_LOW_ACTIVATION
+from services.simulation.scoring.judgement_questions import DEFAULT_MAX_JUDGEMENTS
 from services.simulation.scoring.requests import GivenSequences, ScoringMethod, ScoringRequest
 from services.simulation.simulators.interface import DEFAULT_MIN_COVERAGE
 

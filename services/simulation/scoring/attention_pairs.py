@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from services.simulation.language_models.interface import Choice, LanguageModel
-from services.simulation.prompts.judging import CHOICES, YES
+from services.simulation.language_models.interface import LanguageModel
+from services.simulation.prompts.judging import CHOICES
 from services.simulation.prompts.token_pairs import PairMarks, TokenPairPrompt
 from services.simulation.scores.classification import classification_scores
 from services.simulation.scores.simulation_scores import Score
+from services.simulation.scoring.judged_choices import (
+    AT_ONCE,
+    DEFAULT_LOW_ACTIVATION,
+    prediction,
+    report_of,
+    require_coverage,
+)
 from services.simulation.scoring.labeled_sequences import Tokens
 from services.simulation.scoring.labeled_token_pairs import LabeledTokenPairs, TokenPairSplit
 from services.simulation.scoring.simulation_scoring import ScoringProgress
@@ -33,9 +39,6 @@ from services.simulation.simulators.interface import (
 from shared.errors import FailedPrecondition
 
 DEFAULT_PAIRS_PER_SEQUENCE = 5
-DEFAULT_LOW_ACTIVATION = 0.1
-_AT_ONCE = 16
-"""Pairs between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,16 @@ async def score_attention(
     yield ScoringProgress(0, len(pairs), "judge")
     predicted: list[PredictedPair] = []
     cost = SimulationCost()
-    for start in range(0, len(pairs), _AT_ONCE):
-        batch = pairs[start : start + _AT_ONCE]
+    for start in range(0, len(pairs), AT_ONCE):
+        batch = pairs[start : start + AT_ONCE]
         answers, spent = await _ask(task.explanation, batch, labeled, prompt, model)
         predicted += answers
         cost += spent
         yield ScoringProgress(len(predicted), len(pairs), "judge", cost)
-    report = _report(predicted)
-    _require(report, task.min_coverage)
+    report = report_of(
+        len(predicted), [each.issue for each in predicted if each.prediction is None]
+    )
+    require_coverage(report, task.min_coverage, "predictions", "pairs")
     yield ScoringProgress(len(pairs), len(pairs), "score", cost)
     yield ScoredAttention(
         explanation=task.explanation,
@@ -192,16 +197,6 @@ def select_pairs(
             at = int(flat[position])
             chosen.append(LabeledPair(sequence, int(attending[at]), int(attended[at]), label))
     return chosen
-
-
-def prediction(choice: Choice) -> tuple[float | None, str]:
-    """The probability of "1", or None with the issue."""
-    if choice.probabilities is None:
-        return None, choice.issue or "no answer"
-    probability = float(choice.probabilities[CHOICES.index(YES)])
-    if not 0 <= probability <= 1:
-        return None, "the probability is no number from 0 to 1"
-    return probability, ""
 
 
 def roc_auc(predicted: Sequence[PredictedPair], seed: int) -> Score:
@@ -263,28 +258,3 @@ async def _ask(
         for pair, choice in zip(batch, choices, strict=True)
     ]
     return predicted, sum((choice.cost for choice in choices), SimulationCost())
-
-
-def _report(predicted: Sequence[PredictedPair]) -> ValidityReport:
-    issues = Counter(each.issue for each in predicted if each.prediction is None)
-    unread = sum(issues.values())
-    return ValidityReport(
-        valid=len(predicted) - unread,
-        malformed=unread,
-        tokens_by_reason=tuple(sorted(issues.items())),
-    )
-
-
-def _require(report: ValidityReport, min_coverage: float) -> None:
-    if report.coverage >= min_coverage:
-        return
-    reasons = ", ".join(f"{reason} ({count})" for reason, count in report.tokens_by_reason)
-    raise FailedPrecondition(
-        f"only {report.valid} of {report.tokens} predictions can be read, a share of "
-        f"{report.coverage:.3g} where {min_coverage:.3g} is asked for: {reasons}",
-        reason="COVERAGE_TOO_LOW",
-        metadata={
-            "valid_pairs": str(report.valid),
-            "malformed_pairs": str(report.malformed),
-        },
-    )

@@ -16,7 +16,6 @@ from shared.errors import FailedPrecondition
 FloatArray = NDArray[np.float64]
 
 DEFAULT_MAX_JUDGEMENTS = 20
-DEFAULT_LOW_ACTIVATION = 0.1
 
 ACTIVE_SHARE = 0.5
 """Share of the largest activation from which a sequence, or a token of one, counts as active."""

@@ -8,7 +8,6 @@ divided by 10; that of marked tokens their mean, divided by 10.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,10 +16,16 @@ import numpy as np
 
 from services.simulation.language_models.interface import LanguageModel
 from services.simulation.normalized_activations import MAX_NORMALIZED_ACTIVATION
-from services.simulation.prompts.judging import CHOICES, YES, JudgingPrompt, Marks
+from services.simulation.prompts.judging import CHOICES, JudgingPrompt, Marks
 from services.simulation.scores.classification import ClassificationScores, classification_scores
-from services.simulation.scoring.judgement_questions import (
+from services.simulation.scoring.judged_choices import (
+    AT_ONCE,
     DEFAULT_LOW_ACTIVATION,
+    prediction,
+    report_of,
+    require_coverage,
+)
+from services.simulation.scoring.judgement_questions import (
     DEFAULT_MAX_JUDGEMENTS,
     JudgingMethod,
     Question,
@@ -36,11 +41,8 @@ from services.simulation.simulators.interface import (
     ValidityReport,
     check_request,
 )
-from shared.errors import FailedPrecondition
 
 _PROMPTS = {JudgingMethod.DETECTION: "detection-1", JudgingMethod.FUZZING: "fuzzing-1"}
-_AT_ONCE = 16
-"""Questions between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ async def judge(
     if model is not None:
         prompt = _prompt(task.method, asked)
         prompt_version = prompt.version
-        for start in range(0, len(asked), _AT_ONCE):
-            batch = asked[start : start + _AT_ONCE]
+        for start in range(0, len(asked), AT_ONCE):
+            batch = asked[start : start + AT_ONCE]
             answers, spent = await _ask(task.explanation, batch, prompt, model)
             judgements += answers
             cost += spent
@@ -159,8 +161,10 @@ async def judge(
             _stand_in(question, simulations[question.tokens], task.min_coverage)
             for question in asked
         ]
-    report = _report(judgements)
-    _require(report, task.min_coverage)
+    report = report_of(
+        len(judgements), [each.issue for each in judgements if each.probability is None]
+    )
+    require_coverage(report, task.min_coverage, "judgements", "judgements")
     yield ScoringProgress(len(asked), len(asked), "score", cost)
     read = [position for position, each in enumerate(judgements) if each.probability is not None]
     scores = await asyncio.to_thread(
@@ -205,16 +209,10 @@ async def _ask(
 ) -> tuple[list[Judgement], SimulationCost]:
     prompts = [prompt.prompt(explanation, question.tokens, question.marked) for question in batch]
     choices = await model.choose(prompts, CHOICES)
-    judgements = []
-    for question, choice in zip(batch, choices, strict=True):
-        probability, issue = None, choice.issue
-        if choice.probabilities is not None:
-            probability = float(choice.probabilities[CHOICES.index(YES)])
-            if not 0 <= probability <= 1:
-                probability, issue = None, "the probability is no number from 0 to 1"
-        elif not issue:
-            issue = "no answer"
-        judgements.append(_judgement(question, probability, issue))
+    judgements = [
+        _judgement(question, *prediction(choice))
+        for question, choice in zip(batch, choices, strict=True)
+    ]
     return judgements, sum((choice.cost for choice in choices), SimulationCost())
 
 
@@ -232,28 +230,3 @@ def _stand_in(question: Question, result: SimulatedSequence, min_coverage: float
 
 def _judgement(question: Question, probability: float | None, issue: str = "") -> Judgement:
     return Judgement(question.tokens, question.marked, question.label, probability, issue)
-
-
-def _report(judgements: Sequence[Judgement]) -> ValidityReport:
-    issues = Counter(each.issue for each in judgements if each.probability is None)
-    unread = sum(issues.values())
-    return ValidityReport(
-        valid=len(judgements) - unread,
-        malformed=unread,
-        tokens_by_reason=tuple(sorted(issues.items())),
-    )
-
-
-def _require(report: ValidityReport, min_coverage: float) -> None:
-    if report.coverage >= min_coverage:
-        return
-    reasons = ", ".join(f"{reason} ({count})" for reason, count in report.tokens_by_reason)
-    raise FailedPrecondition(
-        f"only {report.valid} of {report.tokens} judgements can be read, a share of "
-        f"{report.coverage:.3g} where {min_coverage:.3g} is asked for: {reasons}",
-        reason="COVERAGE_TOO_LOW",
-        metadata={
-            "valid_judgements": str(report.valid),
-            "malformed_judgements": str(report.malformed),
-        },
-    )

@@ -9,10 +9,8 @@ from neuropil.simulation import v1
 from services.simulation.calibration.calibrations import CalibrationKind
 from services.simulation.calibration.fitted import FittedCalibration
 from services.simulation.scoring.attention_pairs import DEFAULT_PAIRS_PER_SEQUENCE
-from services.simulation.scoring.judgement_questions import (
-    DEFAULT_LOW_ACTIVATION,
-    DEFAULT_MAX_JUDGEMENTS,
-)
+from services.simulation.scoring.judged_choices import DEFAULT_LOW_ACTIVATION
+from services.simulation.scoring.judgement_questions import DEFAULT_MAX_JUDGEMENTS
 from services.simulation.scoring.labeled_sequences import LabeledSequences
 from services.simulation.simulators.interface import DEFAULT_MIN_COVERAGE
 
