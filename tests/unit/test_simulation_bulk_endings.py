@@ -89,6 +89,18 @@ async def test_who_is_cancelled_twice_holds_the_run_until_its_merge_is_written(
     assert set(paid.values()) == {1}
 
 
+def there(folder: Path, pattern: str) -> int:
+    return len(list(folder.glob(pattern)))
+
+
+async def until_there(folder: Path, pattern: str, count: int) -> None:
+    for _ in range(2000):
+        if there(folder, pattern) == count:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"{count} {pattern} never came")
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
 async def test_what_is_not_whole_is_not_merged(tmp_path: Path, damage: str) -> None:
     store = LocalStateStore(tmp_path)
@@ -106,6 +118,7 @@ async def test_what_is_not_whole_is_not_merged(tmp_path: Path, damage: str) -> N
     for number in range(3, 9):
         await log.append(b"record %d" % number)
         await asyncio.sleep(0.01)
+    await until_there(tmp_path / "log", "*-1.seg", 1)
     await log.close()
     again = await SegmentedLog.open(store, "log")
     records = [record async for record in again.read()]
@@ -180,6 +193,36 @@ async def test_a_write_that_comes_late_replaces_nothing_of_the_next_owner(tmp_pa
     async with Journal.opened(LocalStateStore(tmp_path), "key", fingerprints, "") as journal:
         assert sorted([entry.position async for entry in journal.kept()]) == [0, 1]
         assert journal.spent.calls == 2
+
+
+async def test_segments_without_an_owner_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    def unnamed(name: str) -> str:
+        return re.sub("-[0-9a-f]{8}-", "-", name)
+
+    store = LocalStateStore(tmp_path)
+    log = await SegmentedLog.open(store, "log")
+    for number in range(6):
+        await log.append(b"record %d" % number)
+        if number == 3:
+            await until_there(tmp_path / "log", "*.seg", 1)
+    await log.close()
+    for path in (tmp_path / "log").iterdir():
+        path.rename(path.with_name(unnamed(path.name)))
+    assert sorted(path.name for path in (tmp_path / "log").iterdir()) == [
+        "0000000001-0000000004-1.seg",
+        "0000000005-0000000005-0.seg",
+        "0000000006-0000000006-0.seg",
+    ]
+    # As a crash between a merge and what it replaces leaves it.
+    again = tmp_path / "log" / "0000000002-0000000002-0.seg"
+    again.write_bytes((tmp_path / "log" / "0000000005-0000000005-0.seg").read_bytes())
+    log = await SegmentedLog.open(store, "log")
+    expected = [b"record %d" % number for number in range(6)]
+    assert [record async for record in log.read()] == expected
+    await log.append(b"new")
+    await log.close()
+    log = await SegmentedLog.open(store, "log")
+    assert [record async for record in log.read()] == [*expected, b"new"]
 
 
 async def test_who_has_lost_the_lease_writes_nothing(tmp_path: Path) -> None:

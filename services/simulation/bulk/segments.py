@@ -34,7 +34,8 @@ _MAGIC = b"NPLOG"
 _VERSION = 1
 _HEAD = Struct("<5sB")
 _FRAME = Struct("<II")
-_NAME = re.compile(r"(\d{10})-(\d{10})-([0-9a-f]{8})-(\d)\.seg")
+# Before owners were named there were segments without one.
+_NAME = re.compile(r"(\d{10})-(\d{10})(?:-([0-9a-f]{8}))?-(\d)\.seg")
 _RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)
 _READ_AT_ONCE = 8
 
@@ -54,7 +55,8 @@ class _Segment:
 
     @property
     def name(self) -> str:
-        return f"{self.first:010d}-{self.last:010d}-{self.owner}-{self.level}.seg"
+        owner = f"-{self.owner}" if self.owner else ""
+        return f"{self.first:010d}-{self.last:010d}{owner}-{self.level}.seg"
 
     @classmethod
     def of(cls, name: str) -> _Segment | None:
@@ -62,7 +64,7 @@ class _Segment:
         if match is None:
             return None
         first, last, owner, level = match.groups()
-        return cls(int(first), int(last), owner, int(level))
+        return cls(int(first), int(last), owner or "", int(level))
 
 
 class SegmentedLog:
@@ -88,7 +90,8 @@ class SegmentedLog:
         self._pending: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._merger: asyncio.Task[None] | None = None
-        self._unread = list(found)
+        # One without an owner isn't another's: within others, it was merged.
+        self._unread = [each for each in found if each.owner or each in self._segments]
         self._broken: Exception | None = None
         self._is_closing = False
 
