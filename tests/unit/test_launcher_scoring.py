@@ -11,7 +11,7 @@ import pytest
 import neuropil
 from neuropil.simulation import v1
 from services.launcher.cli import run
-from services.launcher.scoring.bulk_run import HowToScore, key_of, requests_of
+from services.launcher.scoring.bulk_run import HowToScore, check_size, key_of, requests_of
 from services.launcher.scoring.explained import Defaults, Explained, read_file
 from services.launcher.scoring.files import write_files
 from services.launcher.scoring.outcomes import FAILED, LEFT, REUSED, SCORED, Outcome, Outcomes
@@ -107,6 +107,19 @@ def test_rows_that_cant_be_used_are_named(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigurationError, match=words):
         read_file(tmp_path / name, DEFAULTS)
+
+
+def test_more_rows_than_a_run_takes(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("layer,component,explanation\n" + "0,1,x\n" * 100_001)
+    with pytest.raises(ConfigurationError, match="has 100001 rows; a run takes 100000 at most"):
+        read_file(tmp_path / "a.csv", DEFAULTS)
+
+
+def test_more_than_a_message_holds() -> None:
+    requests = [v1.ScoreExplanationRequest(explanation="x" * 1000)] * 1000
+    check_size(requests, 2**20)
+    with pytest.raises(ConfigurationError, match="message_megabytes: 1000 explanations are"):
+        check_size(requests, 10**6)
 
 
 def test_a_row_without_any_dataset(tmp_path: Path) -> None:

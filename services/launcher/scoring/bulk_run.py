@@ -16,6 +16,7 @@ from shared.errors import ConfigurationError
 
 _AWAY = frozenset({"UNAVAILABLE", "ABORTED"})
 _PAUSE_SECONDS = 1.0
+_OTHER_FIELDS_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,21 @@ def requests_of(
         ]
     except ValueError as error:
         raise ConfigurationError("", str(error)) from error
+
+
+def check_size(requests: Sequence[v1.ScoreExplanationRequest], message_bytes: int) -> None:
+    """Refuse more than one message holds, with a word on what to do.
+
+    Raises:
+        ConfigurationError: naming the setting.
+    """
+    size = v1.BulkScoreExplanationsRequest(requests=requests).ByteSize() + _OTHER_FIELDS_BYTES
+    if size > message_bytes:
+        raise ConfigurationError(
+            "limits.message_megabytes",
+            f"{len(requests)} explanations are a message of about {size} bytes, and one holds "
+            f"{message_bytes}; split the input, or raise the limit in the deployment",
+        )
 
 
 def key_of(requests: Sequence[v1.ScoreExplanationRequest]) -> str:

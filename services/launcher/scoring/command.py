@@ -27,6 +27,7 @@ from services.launcher.demo.report import check_folder
 from services.launcher.failure import LauncherFailure
 from services.launcher.scoring.bulk_run import (
     HowToScore,
+    check_size,
     key_of,
     requests_of,
     score_all,
@@ -120,7 +121,15 @@ async def run_score(target: Target, source: Source, how: HowToScore, out: Path) 
                     message_bytes=message_bytes,
                 ) as client:
                     job = asyncio.to_thread(
-                        _score, client, source, explained, how, out, outcomes, progress
+                        _score,
+                        client,
+                        source,
+                        explained,
+                        how,
+                        out,
+                        outcomes,
+                        progress,
+                        message_bytes,
                     )
                     await (job if supervisor is None else unless_a_service_ends(supervisor, job))
 
@@ -144,6 +153,7 @@ def _score(
     out: Path,
     outcomes: Outcomes,
     progress: Progress,
+    message_bytes: int,
 ) -> None:
     without: list[str] = []
     if explained is None:
@@ -159,6 +169,7 @@ def _score(
     if not explained:
         raise LauncherFailure("there is nothing to score: no component has an explanation")
     requests = requests_of(client, explained, how)
+    check_size(requests, message_bytes)
     key = how.key or key_of(requests)
     task = progress.add_task("Score", total=len(explained), spent="")
 

@@ -22,6 +22,8 @@ from neuropil.simulation import v1
 from shared.errors import ConfigurationError
 
 COLUMNS = ("derived_scalar_type", "layer", "component", "dataset", "explanation")
+MOST_ROWS = 100_000
+"""Of one run, as the contract has it."""
 LOADING_SECONDS = 600.0
 """How long a model that explains is waited for."""
 
@@ -116,6 +118,10 @@ def read_file(path: Path, defaults: Defaults) -> list[Explained]:
     rows = [_explained(path, place, row, defaults) for place, row in _rows(path, text)]
     if not rows:
         raise ConfigurationError("", f"{path} has no explanations")
+    if len(rows) > MOST_ROWS:
+        raise ConfigurationError(
+            "", f"{path} has {len(rows)} rows; a run takes {MOST_ROWS} at most: split the file"
+        )
     return rows
 
 
