@@ -195,6 +195,10 @@ async def test_a_second_score_does_not_fit_again(world: World) -> None:
     assert second.provenance.calibration == first.provenance.calibration
     assert second.preferred_score.HasField("confidence_interval")
     assert second.provenance.interval_method
+    single = await result_of(world.simulation, request(explanation="numbers", max_sequences=1))
+    assert not single.preferred_score.HasField("confidence_interval")
+    assert single.provenance.interval_method == ""
+    assert single.provenance.interval_resample_count == 0
 
 
 @pytest.mark.parametrize("method", ["DETECTION", "FUZZING"])
