@@ -82,9 +82,9 @@ class CrashReport:
         if self.calls_of_results != self.calls_spent:
             yield f"{self.calls_spent} calls counted, {self.calls_of_results} in the results"
         if self.calls_of_simulator is not None:
-            lost = self.calls_of_simulator - self.calls_spent
-            if not 0 <= lost <= self.kills * self.concurrency:
-                yield f"{lost} calls of the simulator were made in vain"
+            vain = self.calls_of_simulator - self.calls_spent
+            if not 0 <= vain <= self.kills * self.concurrency:
+                yield f"{vain} calls of the simulator were made in vain"
         if self.files_put != self.components:
             yield f"{self.files_put} of {self.components} were stored"
 
@@ -214,6 +214,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=4)
     arguments = parser.parse_args()
+    least = arguments.kills * arguments.concurrency + 1
+    if arguments.components < least:
+        parser.error(f"--components: at least {least}, so that the run lasts until it is killed")
     with tempfile.TemporaryDirectory() as folder:
         report = crash(
             Path(folder),
